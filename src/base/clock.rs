@@ -1,0 +1,100 @@
+//! Time, injected: the one place that reads the system's clocks.
+//!
+//! Order and resume never depend on the wall clock; it stamps events and bounds their age. All
+//! time-outs use the monotonic one.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use crate::base::sync::atomic::{AtomicU64, Ordering};
+
+/// A source of monotonic and wall-clock time. Cloning yields another handle to the same source.
+#[derive(Clone, Debug, Default)]
+pub struct Clock(Source);
+
+#[derive(Clone, Debug, Default)]
+enum Source {
+    #[default]
+    System,
+    Manual(Arc<Manual>),
+}
+
+#[derive(Debug)]
+struct Manual {
+    start: Instant,
+    start_unix_ms: u64,
+    elapsed_ms: AtomicU64,
+}
+
+impl Clock {
+    /// A clock that stands still until [`Clock::advance`] moves it, for tests.
+    #[must_use]
+    pub fn manual(start_unix_ms: u64) -> Clock {
+        let start = Clock::default().now();
+        let elapsed_ms = AtomicU64::new(0);
+        Clock(Source::Manual(Arc::new(Manual { start, start_unix_ms, elapsed_ms })))
+    }
+
+    /// Monotonic time.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the monotonic clock")]
+    pub fn now(&self) -> Instant {
+        match &self.0 {
+            Source::System => Instant::now(),
+            Source::Manual(manual) => manual.start + manual.elapsed(),
+        }
+    }
+
+    /// Wall-clock time in milliseconds since 1970-01-01 UTC; 0 on a clock set before that.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
+    pub fn unix_ms(&self) -> u64 {
+        match &self.0 {
+            Source::System => SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)),
+            Source::Manual(manual) => {
+                let elapsed = manual.elapsed().as_millis();
+                manual.start_unix_ms + u64::try_from(elapsed).unwrap_or(u64::MAX)
+            }
+        }
+    }
+
+    /// Moves a manual clock forward.
+    ///
+    /// # Panics
+    ///
+    /// On the system's clock, which nobody moves.
+    pub fn advance(&self, by: Duration) {
+        match &self.0 {
+            Source::System => unreachable!("only a manual clock can be advanced"),
+            Source::Manual(manual) => {
+                let by = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+                // Relaxed: a test moves the clock, and orders what it reads by other means.
+                manual.elapsed_ms.fetch_add(by, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl Manual {
+    fn elapsed(&self) -> Duration {
+        Duration::from_millis(self.elapsed_ms.load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manual_clock_moves_both_times_together() {
+        let clock = Clock::manual(1_000);
+        let before = clock.now();
+        clock.advance(Duration::from_millis(250));
+        assert_eq!(clock.unix_ms(), 1_250);
+        assert_eq!(clock.now() - before, Duration::from_millis(250));
+    }
+}

@@ -1,0 +1,120 @@
+//! Bounded queues between threads. There is no unbounded one.
+//!
+//! [`LANES`] is the complete list; `ARCHITECTURE.md` prints it as a table and a test keeps the two
+//! equal. A lane that waits may only lead to a later stage, never back, which is what makes a cycle
+//! of full queues impossible.
+
+pub use crossbeam::channel::{Receiver, RecvError, RecvTimeoutError, TryRecvError};
+use crossbeam::channel::{Sender, TrySendError};
+
+use crate::base::lock;
+
+/// What a sender experiences when the queue is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenFull {
+    /// The sender blocks, which pushes the delay back to whoever feeds it.
+    Wait,
+    /// The sender gets the message back at once and must account for it.
+    Refuse,
+}
+
+/// The fixed properties of one kind of queue.
+#[derive(Clone, Copy, Debug)]
+pub struct Lane {
+    pub name: &'static str,
+    pub capacity: usize,
+    pub when_full: WhenFull,
+}
+
+/// Readers, the keeper and `main` to one writer. Waiting here closes the peer's TCP window: that
+/// is the point.
+pub const COMMANDS: Lane = Lane { name: "commands", capacity: 2_048, when_full: WhenFull::Wait };
+/// The acceptor to the keeper: connections whose deadlines are to be watched.
+pub const DEADLINES: Lane = Lane { name: "deadlines", capacity: 1_024, when_full: WhenFull::Wait };
+
+/// Every lane of the relay.
+pub const LANES: &[Lane] = &[COMMANDS, DEADLINES];
+
+/// The message comes back so that the caller can count, coalesce or retry it.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Rejected<T> {
+    /// Only on lanes that [`WhenFull::Refuse`], and from [`Inlet::offer`].
+    Full(T),
+    /// The receiving stage has shut down.
+    Closed(T),
+}
+
+/// The sending end of a lane.
+pub struct Inlet<T> {
+    lane: Lane,
+    sender: Sender<T>,
+}
+
+/// Opens a queue with the properties of `lane`.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "the one place that creates queues")]
+pub fn open<T>(lane: Lane) -> (Inlet<T>, Receiver<T>) {
+    let (sender, receiver) = crossbeam::channel::bounded(lane.capacity);
+    (Inlet { lane, sender }, receiver)
+}
+
+impl<T> Clone for Inlet<T> {
+    fn clone(&self) -> Self {
+        Self { lane: self.lane, sender: self.sender.clone() }
+    }
+}
+
+impl<T> Inlet<T> {
+    /// Hands `message` to the receiving stage.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejected`] with the message, which is never lost silently.
+    ///
+    /// # Blocking
+    ///
+    /// On lanes that wait, until there is room. Never with a ranked lock held.
+    pub fn send(&self, message: T) -> Result<(), Rejected<T>> {
+        match self.lane.when_full {
+            WhenFull::Wait => {
+                lock::assert_none_held();
+                self.sender.send(message).map_err(|lost| Rejected::Closed(lost.into_inner()))
+            }
+            WhenFull::Refuse => self.offer(message),
+        }
+    }
+
+    /// Hands `message` over if there is room right now, on any lane.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejected`] with the message.
+    pub fn offer(&self, message: T) -> Result<(), Rejected<T>> {
+        self.sender.try_send(message).map_err(|lost| match lost {
+            TrySendError::Full(message) => Rejected::Full(message),
+            TrySendError::Disconnected(message) => Rejected::Closed(message),
+        })
+    }
+
+    /// How many messages wait.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.sender.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_lane_that_refuses_gives_the_message_back() {
+        let lane = Lane { name: "test", capacity: 1, when_full: WhenFull::Refuse };
+        let (inlet, outlet) = open(lane);
+        assert_eq!(inlet.send(1), Ok(()));
+        assert_eq!(inlet.send(2), Err(Rejected::Full(2)));
+        assert_eq!(inlet.depth(), 1);
+        drop(outlet);
+        assert_eq!(inlet.send(3), Err(Rejected::Closed(3)));
+    }
+}

@@ -1,0 +1,49 @@
+//! Hard limits. Configuration moves inside them; the relations between them are checked here, by
+//! the compiler.
+
+use std::time::Duration;
+
+/// Longest topic name, state key or pattern, in bytes of UTF-8.
+pub const NAME_BYTES_MAX: usize = 255;
+/// Longest user or consumer name, in bytes.
+pub const USER_BYTES_MAX: usize = 128;
+/// Longest idempotency key, in bytes.
+pub const KEY_BYTES_MAX: usize = 128;
+/// Longest event name, in bytes.
+pub const EVENT_NAME_BYTES_MAX: usize = 128;
+/// Deepest nesting of arrays and objects in a message.
+pub const JSON_DEPTH_MAX: usize = 32;
+/// Most events in one `history` reply.
+pub const HISTORY_EVENTS_MAX: u64 = 1_000;
+/// Bytes after which a `history` reply stops, except that its first event is always whole.
+pub const HISTORY_BYTES_MAX: usize = 1024 * 1024;
+/// Most topics that the `positions` of one pattern subscription may list.
+pub const POSITIONS_MAX: usize = 10_000;
+
+/// Largest HTTP head, request line included, in bytes.
+pub const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// Most header fields in one HTTP request.
+pub const HEADERS_MAX: usize = 64;
+
+/// Stack of a connection's reader. Measured high-water: `docs/testing.md`.
+pub const READER_STACK_BYTES: usize = if cfg!(debug_assertions) { 512 * 1024 } else { 256 * 1024 };
+/// Stack of every other thread.
+pub const WORKER_STACK_BYTES: usize = 512 * 1024;
+/// Longest thread name Linux keeps; a longer one loses its tail, which is where the number is.
+pub const THREAD_NAME_BYTES_MAX: usize = 15;
+/// Memory mappings that one thread takes: stack, guard, alternative signal stack and its guard.
+pub const MAPPINGS_PER_THREAD: u64 = 4;
+
+/// Bytes of one topic that a writer hands to a connection before it looks at the others.
+pub const TURN_BYTES: usize = 128 * 1024;
+/// Commands that a writer takes before it writes.
+pub const COMMANDS_PER_TURN: usize = 1_024;
+/// Most bytes a log keeps in one piece of memory, unless a single frame is larger.
+pub const SEGMENT_BYTES: usize = 64 * 1024;
+
+/// How long a connection that said goodbye may take to close its side.
+pub const CLOSE_GRACE: Duration = Duration::from_secs(3);
+
+// A reply of any size must fit into an outbox that is empty.
+const _: () = assert!(SEGMENT_BYTES <= TURN_BYTES);
+const _: () = assert!(HISTORY_EVENTS_MAX <= 1_000);

@@ -1,0 +1,199 @@
+//! Mutexes with a documented order.
+//!
+//! A thread may take a lock only if its rank is higher than every rank it already holds; breaking
+//! the rule panics in every build, on the first try, without needing the other thread to race.
+//! Values are reached through closures, so a lock cannot outlive the decision it protects.
+
+use std::{cell::Cell, thread, time::Duration};
+
+use crate::base::sync::{
+    Condvar, Mutex,
+    atomic::{AtomicBool, Ordering},
+};
+
+/// Lock order, outermost first. Adding a lock means adding a line here and in `ARCHITECTURE.md`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Rank {
+    /// `client`: links, subscriptions and publishes of one client.
+    Client = 5,
+    /// `client`: the inbox of one subscription.
+    Inbox = 8,
+    /// `server::settings`: the settings in force, swapped by a reload.
+    Settings = 10,
+    /// `server::roster`: who is connected.
+    Roster = 20,
+    /// `topic::registry`: which topics and patterns exist.
+    Registry = 30,
+    /// `topic::topic`: one log.
+    Log = 40,
+    /// `server::outbox`: frames waiting for one connection. Taken to enqueue, never kept.
+    Outbox = 50,
+    /// `base::lifecycle`: who still runs. Innermost.
+    Crew = 60,
+}
+
+impl Rank {
+    /// Every rank, outermost first.
+    pub const ALL: &[Rank] = &[
+        Rank::Client,
+        Rank::Inbox,
+        Rank::Settings,
+        Rank::Roster,
+        Rank::Registry,
+        Rank::Log,
+        Rank::Outbox,
+        Rank::Crew,
+    ];
+}
+
+/// A value behind a mutex that knows its place in the lock order.
+pub struct Ranked<T> {
+    rank: Rank,
+    torn: AtomicBool,
+    value: Mutex<T>,
+}
+
+impl<T> Ranked<T> {
+    pub const fn new(rank: Rank, value: T) -> Self {
+        Self { rank, torn: AtomicBool::new(false), value: Mutex::new(value) }
+    }
+
+    /// Runs `decide` on the locked value and returns its verdict.
+    ///
+    /// # Panics
+    ///
+    /// If the calling thread holds this rank or a higher one, or if an earlier `decide` panicked
+    /// and left the value half-changed (`parking_lot` does not poison, so this type does).
+    #[track_caller]
+    pub fn with<R>(&self, decide: impl FnOnce(&mut T) -> R) -> R {
+        let _held = Held::enter(self.rank);
+        let mut value = self.value.lock();
+        self.assert_whole();
+        let _torn = TornOnUnwind(&self.torn);
+        decide(&mut value)
+    }
+
+    /// Runs `decide` until it returns a verdict, waiting for `changed` in between, at most `limit`.
+    ///
+    /// Returns `None` when the limit passed without a verdict.
+    ///
+    /// # Blocking
+    ///
+    /// Up to `limit`. No other ranked lock may be held.
+    #[track_caller]
+    pub fn wait<R>(
+        &self,
+        changed: &Condvar,
+        limit: Duration,
+        mut decide: impl FnMut(&mut T) -> Option<R>,
+    ) -> Option<R> {
+        assert_none_held();
+        let _held = Held::enter(self.rank);
+        let mut value = self.value.lock();
+        loop {
+            self.assert_whole();
+            let verdict = {
+                let _torn = TornOnUnwind(&self.torn);
+                decide(&mut value)
+            };
+            if verdict.is_some() {
+                return verdict;
+            }
+            if changed.wait_for(&mut value, limit).timed_out() {
+                let _torn = TornOnUnwind(&self.torn);
+                return decide(&mut value);
+            }
+        }
+    }
+
+    #[track_caller]
+    fn assert_whole(&self) {
+        // Relaxed: written and read only with the mutex held.
+        assert!(!self.torn.load(Ordering::Relaxed), "{:?} is torn by an earlier panic", self.rank);
+    }
+}
+
+/// Call first in every function that touches a socket, a file or a child process.
+///
+/// # Panics
+///
+/// If the calling thread holds any ranked lock.
+#[track_caller]
+pub fn assert_none_held() {
+    let rank = HIGHEST.get();
+    assert!(rank == 0, "I/O with a lock of rank {rank} held");
+}
+
+thread_local! {
+    static HIGHEST: Cell<u8> = const { Cell::new(0) };
+}
+
+struct Held {
+    outer: u8,
+}
+
+impl Held {
+    #[track_caller]
+    fn enter(rank: Rank) -> Held {
+        let outer = HIGHEST.get();
+        assert!(outer < rank as u8, "lock order: {rank:?} taken while holding rank {outer}");
+        HIGHEST.set(rank as u8);
+        Held { outer }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        HIGHEST.set(self.outer);
+    }
+}
+
+struct TornOnUnwind<'a>(&'a AtomicBool);
+
+impl Drop for TornOnUnwind<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    #[test]
+    fn a_lower_rank_inside_a_higher_one_panics() {
+        let roster = Ranked::new(Rank::Roster, ());
+        let log = Ranked::new(Rank::Log, ());
+        roster.with(|()| log.with(|()| ()));
+        let wrong = catch_unwind(AssertUnwindSafe(|| log.with(|()| roster.with(|()| ()))));
+        assert!(wrong.is_err());
+        assert_none_held();
+    }
+
+    #[test]
+    fn io_under_a_lock_panics() {
+        let log = Ranked::new(Rank::Log, ());
+        assert!(catch_unwind(AssertUnwindSafe(|| log.with(|()| assert_none_held()))).is_err());
+    }
+
+    #[test]
+    fn a_value_torn_by_a_panic_is_not_handed_out_again() {
+        let log = Ranked::new(Rank::Log, 1);
+        let torn = catch_unwind(AssertUnwindSafe(|| log.with(|_| panic!("half-way"))));
+        assert!(torn.is_err());
+        assert!(catch_unwind(AssertUnwindSafe(|| log.with(|value| *value))).is_err());
+    }
+
+    #[test]
+    fn a_wait_gives_up_at_its_limit() {
+        let value = Ranked::new(Rank::Outbox, 0);
+        let changed = Condvar::new();
+        let verdict = value.wait(&changed, Duration::from_millis(5), |_| None::<()>);
+        assert!(verdict.is_none());
+    }
+}

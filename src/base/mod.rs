@@ -1,0 +1,14 @@
+//! What everything else stands on: locks, lanes, threads, time, randomness, hard limits.
+//!
+//! # Place
+//!
+//! The lowest layer. Nothing here knows what a topic or a connection is.
+
+pub mod backoff;
+pub mod clock;
+pub mod lane;
+pub mod lifecycle;
+pub mod limits;
+pub mod lock;
+pub mod random;
+pub mod sync;

@@ -1,0 +1,5 @@
+//! Landline: a reliable event relay for the LAN.
+
+pub mod base;
+pub mod name;
+pub mod wire;

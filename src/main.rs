@@ -1,0 +1,3 @@
+//! The `landline` binary.
+
+fn main() {}

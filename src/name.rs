@@ -1,0 +1,309 @@
+//! Names of topics, keys and users, and patterns over them: parsed once, valid ever after.
+//!
+//! Holding a [`Name`], a [`Pattern`] or a [`UserName`] is proof that its rules were checked.
+
+use std::{fmt, sync::Arc};
+
+use crate::base::limits::{NAME_BYTES_MAX, USER_BYTES_MAX};
+
+/// A topic name or state key such as `home/kitchen/lamp`. Cloning shares the text.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name(Arc<str>);
+
+/// A pattern such as `home/+/lamp` or `home/#`. It has at least one wildcard.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pattern(Arc<str>);
+
+/// What a subscription may name: one topic, or all that match a pattern.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Filter {
+    Topic(Name),
+    Pattern(Pattern),
+}
+
+/// A user's or consumer's name.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UserName(Arc<str>);
+
+/// Why a text is not a name or pattern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    #[error("is empty")]
+    Empty,
+    #[error("has {len} bytes, allowed are {max}")]
+    TooLong { len: usize, max: usize },
+    #[error("has an empty segment at byte {at}")]
+    EmptySegment { at: usize },
+    #[error("has a control character at byte {at}")]
+    Control { at: usize },
+    #[error("has a wildcard at byte {at}, which only a subscription may use")]
+    Wildcard { at: usize },
+    #[error("has '+' or '#' inside a segment at byte {at}; a wildcard stands alone in its segment")]
+    PartialWildcard { at: usize },
+    #[error("has '#' at byte {at}; it may only be the last segment")]
+    HashNotLast { at: usize },
+    #[error("has a '/' at byte {at}")]
+    Slash { at: usize },
+}
+
+impl Name {
+    /// Parses a name: 1 to 255 bytes, segments separated by `/`, none of them empty, no control
+    /// characters, no `+` and no `#`.
+    ///
+    /// # Errors
+    ///
+    /// The first rule broken, with its position where there is one.
+    pub fn parse(text: &str) -> Result<Name, NameError> {
+        check_segments(text)?;
+        match text.find(['+', '#']) {
+            Some(at) => Err(NameError::Wildcard { at }),
+            None => Ok(Name(text.into())),
+        }
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether only the relay itself may write it: its first character is `$`.
+    #[must_use]
+    pub fn is_reserved(&self) -> bool {
+        self.0.starts_with('$')
+    }
+
+    pub fn segments(&self) -> impl Iterator<Item = &str> {
+        self.0.split('/')
+    }
+}
+
+impl Pattern {
+    /// Parses a pattern: a name in which whole segments may be `+` (any one segment) and the last
+    /// one `#` (the rest, also none). At least one wildcard is there.
+    ///
+    /// # Errors
+    ///
+    /// The first rule broken, with its position where there is one.
+    pub fn parse(text: &str) -> Result<Pattern, NameError> {
+        check_segments(text)?;
+        let mut at = 0;
+        for segment in text.split('/') {
+            let end = at + segment.len();
+            if segment == "#" && end != text.len() {
+                return Err(NameError::HashNotLast { at });
+            }
+            if let Some(offset) = segment.find(['+', '#'])
+                && 1 < segment.len()
+            {
+                return Err(NameError::PartialWildcard { at: at + offset });
+            }
+            at = end + 1;
+        }
+        Ok(Pattern(text.into()))
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    pub fn segments(&self) -> impl Iterator<Item = &str> {
+        self.0.split('/')
+    }
+
+    /// Whether `name` matches. Names that begin with `$` match only patterns that do too.
+    #[must_use]
+    pub fn matches(&self, name: &Name) -> bool {
+        if name.is_reserved() && !self.0.starts_with('$') {
+            return false;
+        }
+        let mut names = name.segments();
+        for wanted in self.segments() {
+            if wanted == "#" {
+                return true;
+            }
+            match names.next() {
+                Some(found) if wanted == "+" || wanted == found => {}
+                _ => return false,
+            }
+        }
+        names.next().is_none()
+    }
+}
+
+impl Filter {
+    /// Parses a topic name or, where it has a wildcard, a pattern.
+    ///
+    /// # Errors
+    ///
+    /// The first rule broken, with its position where there is one.
+    pub fn parse(text: &str) -> Result<Filter, NameError> {
+        if text.contains(['+', '#']) {
+            Pattern::parse(text).map(Filter::Pattern)
+        } else {
+            Name::parse(text).map(Filter::Topic)
+        }
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Filter::Topic(name) => name.as_str(),
+            Filter::Pattern(pattern) => pattern.as_str(),
+        }
+    }
+
+    #[must_use]
+    pub fn matches(&self, name: &Name) -> bool {
+        match self {
+            Filter::Topic(topic) => topic == name,
+            Filter::Pattern(pattern) => pattern.matches(name),
+        }
+    }
+}
+
+impl UserName {
+    /// Parses a user's or consumer's name: 1 to 128 bytes, no `/`, no control characters.
+    ///
+    /// # Errors
+    ///
+    /// The first rule broken, with its position where there is one.
+    pub fn parse(text: &str) -> Result<UserName, NameError> {
+        check_length(text, USER_BYTES_MAX)?;
+        check_control(text)?;
+        match text.find('/') {
+            Some(at) => Err(NameError::Slash { at }),
+            None => Ok(UserName(text.into())),
+        }
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+fn check_segments(text: &str) -> Result<(), NameError> {
+    check_length(text, NAME_BYTES_MAX)?;
+    check_control(text)?;
+    let mut at = 0;
+    for segment in text.split('/') {
+        if segment.is_empty() {
+            return Err(NameError::EmptySegment { at });
+        }
+        at += segment.len() + 1;
+    }
+    Ok(())
+}
+
+fn check_length(text: &str, max: usize) -> Result<(), NameError> {
+    match text.len() {
+        0 => Err(NameError::Empty),
+        len if max < len => Err(NameError::TooLong { len, max }),
+        _ => Ok(()),
+    }
+}
+
+fn check_control(text: &str) -> Result<(), NameError> {
+    text.find(char::is_control).map_or(Ok(()), |at| Err(NameError::Control { at }))
+}
+
+macro_rules! text_traits {
+    ($($type:ident),*) => {$(
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&*self.0, f)
+            }
+        }
+
+        impl std::borrow::Borrow<str> for $type {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+    )*};
+}
+
+text_traits!(Name, Pattern, UserName);
+
+impl fmt::Display for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_breaks_a_rule_is_refused_with_the_place() {
+        let long = "a".repeat(256);
+        for (text, error) in [
+            ("", NameError::Empty),
+            (long.as_str(), NameError::TooLong { len: 256, max: 255 }),
+            ("/a", NameError::EmptySegment { at: 0 }),
+            ("a//b", NameError::EmptySegment { at: 2 }),
+            ("a/", NameError::EmptySegment { at: 2 }),
+            ("a/\u{7}", NameError::Control { at: 2 }),
+            ("a/\u{85}b", NameError::Control { at: 2 }),
+            ("a/+", NameError::Wildcard { at: 2 }),
+            ("#", NameError::Wildcard { at: 0 }),
+        ] {
+            assert_eq!(Name::parse(text), Err(error), "{text:?}");
+        }
+        for text in ["a", "a/b", "$sys/x", "Küche/Licht 1", &"a".repeat(255)] {
+            assert_eq!(Name::parse(text).unwrap().as_str(), text);
+        }
+    }
+
+    #[test]
+    fn a_wildcard_stands_alone_and_hash_comes_last() {
+        assert_eq!(Pattern::parse("a+/b"), Err(NameError::PartialWildcard { at: 1 }));
+        assert_eq!(Pattern::parse("a/b#"), Err(NameError::PartialWildcard { at: 3 }));
+        assert_eq!(Pattern::parse("#/a"), Err(NameError::HashNotLast { at: 0 }));
+        assert_eq!(Pattern::parse("a/##"), Err(NameError::PartialWildcard { at: 2 }));
+    }
+
+    #[test]
+    fn patterns_match_as_the_protocol_says() {
+        for (pattern, name, expected) in [
+            ("#", "a", true),
+            ("#", "a/b", true),
+            ("#", "$sys/a", false),
+            ("+/a", "$sys/a", false),
+            ("$sys/#", "$sys/a", true),
+            ("$sys/#", "$sys", true),
+            ("a/#", "a", true),
+            ("a/#", "a/b/c", true),
+            ("a/#", "ab", false),
+            ("a/+", "a", false),
+            ("a/+", "a/b", true),
+            ("a/+", "a/b/c", false),
+            ("+/+", "a/b", true),
+            ("a/+/c", "a/b/c", true),
+            ("a/+/c", "a/b/d", false),
+            ("+/#", "a", true),
+        ] {
+            let name = Name::parse(name).unwrap();
+            assert_eq!(
+                Pattern::parse(pattern).unwrap().matches(&name),
+                expected,
+                "{pattern} {name}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_user_name_has_no_slash() {
+        assert_eq!(UserName::parse("a/b"), Err(NameError::Slash { at: 1 }));
+        assert_eq!(UserName::parse("anna").unwrap().as_str(), "anna");
+        assert!(UserName::parse(&"a".repeat(129)).is_err());
+    }
+}

@@ -1,0 +1,183 @@
+//! Codes that a peer sees: why a request was refused, why a connection ended, whether to come
+//! back. Checked against `docs/protocol.md`.
+
+/// Why a request was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Code {
+    BadRequest,
+    UnknownType,
+    TooLarge,
+    Unauthorized,
+    Forbidden,
+    NotFound,
+    Conflict,
+    RateLimited,
+    LimitExceeded,
+    Busy,
+    Unavailable,
+    Internal,
+}
+
+impl Code {
+    pub const ALL: &[Code] = &[
+        Code::BadRequest,
+        Code::UnknownType,
+        Code::TooLarge,
+        Code::Unauthorized,
+        Code::Forbidden,
+        Code::NotFound,
+        Code::Conflict,
+        Code::RateLimited,
+        Code::LimitExceeded,
+        Code::Busy,
+        Code::Unavailable,
+        Code::Internal,
+    ];
+
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Code::BadRequest => "bad_request",
+            Code::UnknownType => "unknown_type",
+            Code::TooLarge => "too_large",
+            Code::Unauthorized => "unauthorized",
+            Code::Forbidden => "forbidden",
+            Code::NotFound => "not_found",
+            Code::Conflict => "conflict",
+            Code::RateLimited => "rate_limited",
+            Code::LimitExceeded => "limit_exceeded",
+            Code::Busy => "busy",
+            Code::Unavailable => "unavailable",
+            Code::Internal => "internal",
+        }
+    }
+
+    /// The HTTP status that says the same.
+    #[must_use]
+    pub const fn http_status(self) -> u16 {
+        match self {
+            Code::BadRequest | Code::UnknownType => 400,
+            Code::TooLarge => 413,
+            Code::Unauthorized => 401,
+            Code::Forbidden => 403,
+            Code::NotFound => 404,
+            Code::Conflict => 412,
+            Code::RateLimited | Code::LimitExceeded => 429,
+            Code::Busy | Code::Unavailable => 503,
+            Code::Internal => 500,
+        }
+    }
+}
+
+/// The code in a WebSocket close frame. The range of our own tells the client what to do:
+/// 4000-4099 do not come back, 4100-4199 come back with back-off, 4200-4299 come back at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u16)]
+pub enum CloseCode {
+    Normal = 1000,
+    GoingAway = 1001,
+    Protocol = 1002,
+    Unsupported = 1003,
+    InvalidText = 1007,
+    TooBig = 1009,
+    Internal = 1011,
+    HeartbeatMissed = 4101,
+    SlowConsumer = 4200,
+}
+
+impl CloseCode {
+    pub const ALL: &[CloseCode] = &[
+        CloseCode::Normal,
+        CloseCode::GoingAway,
+        CloseCode::Protocol,
+        CloseCode::Unsupported,
+        CloseCode::InvalidText,
+        CloseCode::TooBig,
+        CloseCode::Internal,
+        CloseCode::HeartbeatMissed,
+        CloseCode::SlowConsumer,
+    ];
+
+    #[must_use]
+    pub const fn number(self) -> u16 {
+        self as u16
+    }
+}
+
+/// What a client should do after a connection ended with close code `code`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ComeBack {
+    Never,
+    WithBackoff,
+    AtOnce,
+}
+
+impl ComeBack {
+    /// Reads the advice out of a close code; `None` is a connection that ended without one.
+    #[must_use]
+    pub fn after(code: Option<u16>) -> ComeBack {
+        match code {
+            Some(1002 | 1003 | 1007 | 1009 | 4000..=4099) => ComeBack::Never,
+            Some(4200..=4299) => ComeBack::AtOnce,
+            _ => ComeBack::WithBackoff,
+        }
+    }
+}
+
+/// How safe an event is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Durability {
+    /// In the relay's memory: it survives the subscriber, not the relay.
+    Memory,
+}
+
+impl Durability {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Durability::Memory => "memory",
+        }
+    }
+}
+
+/// Why a subscription will never get some events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GapReason {
+    /// The log was cut while the subscription was still replaying towards the tail.
+    Truncated,
+    /// The subscriber read too slowly and the log's limits passed its cursor.
+    Slow,
+    /// The events were removed for their age, or for the relay-wide memory limit.
+    Retention,
+}
+
+impl GapReason {
+    pub const ALL: &[GapReason] = &[GapReason::Truncated, GapReason::Slow, GapReason::Retention];
+
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            GapReason::Truncated => "truncated",
+            GapReason::Slow => "slow",
+            GapReason::Retention => "retention",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_close_codes_advice_follows_their_range() {
+        assert_eq!(ComeBack::after(None), ComeBack::WithBackoff);
+        assert_eq!(ComeBack::after(Some(CloseCode::GoingAway.number())), ComeBack::WithBackoff);
+        assert_eq!(ComeBack::after(Some(CloseCode::TooBig.number())), ComeBack::Never);
+        assert_eq!(ComeBack::after(Some(4001)), ComeBack::Never);
+        assert_eq!(
+            ComeBack::after(Some(CloseCode::HeartbeatMissed.number())),
+            ComeBack::WithBackoff
+        );
+        assert_eq!(ComeBack::after(Some(CloseCode::SlowConsumer.number())), ComeBack::AtOnce);
+    }
+}

@@ -1,0 +1,609 @@
+//! Requests: one JSON object per text frame, decoded field by field so that a refusal names the
+//! field, the value found and the rule.
+//!
+//! Every field is first taken as raw JSON, which is iterative and borrows from the message; only
+//! the fields that the request's type knows are looked into. `data` is never looked into at all.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+
+use crate::{
+    base::limits::{
+        EVENT_NAME_BYTES_MAX, HISTORY_EVENTS_MAX, JSON_DEPTH_MAX, KEY_BYTES_MAX, POSITIONS_MAX,
+    },
+    name::{Filter, Name, UserName},
+    wire::{
+        codes::Code,
+        json,
+        position::{Epoch, From, Position},
+    },
+};
+
+/// What a client asks for.
+#[derive(Debug)]
+pub enum Request<'a> {
+    Hello { user: Option<UserName>, client: Option<String> },
+    Subscribe { filter: Filter, from: From, slow: SlowPolicy },
+    Unsubscribe { filter: Filter },
+    Publish(Publish<'a>),
+    History { topic: Name, from: Option<From>, limit: u64 },
+    Ping,
+}
+
+/// One event to be appended. `topic` is still text: a connection usually publishes to the topic it
+/// published to last, and comparing is cheaper than parsing.
+#[derive(Debug)]
+pub struct Publish<'a> {
+    pub topic: Cow<'a, str>,
+    pub data: &'a str,
+    pub name: Option<Cow<'a, str>>,
+    pub key: Option<Cow<'a, str>>,
+}
+
+/// What happens to a subscription whose cursor the log's tail has passed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SlowPolicy {
+    /// It gets a `gap` and goes on at the oldest retained event.
+    #[default]
+    Gap,
+    /// Its connection is closed, to resume at once.
+    Disconnect,
+}
+
+/// Why a request is refused: what a peer reads, and nothing internal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub code: Code,
+    /// A sentence that says what to change.
+    pub message: String,
+    pub field: Option<&'static str>,
+    pub retry_after_ms: Option<u64>,
+}
+
+impl Refusal {
+    #[must_use]
+    pub fn new(code: Code, message: impl Into<String>) -> Refusal {
+        Refusal { code, message: message.into(), field: None, retry_after_ms: None }
+    }
+
+    /// A field that breaks a rule. `message` names value and rule; the field is named here.
+    #[must_use]
+    pub fn field(field: &'static str, message: impl Into<String>) -> Refusal {
+        let field = Some(field);
+        Refusal { code: Code::BadRequest, message: message.into(), field, retry_after_ms: None }
+    }
+}
+
+/// A decoded message: the request or why it is refused, and the id to answer under.
+#[derive(Debug)]
+pub struct Decoded<'a> {
+    pub id: Option<u64>,
+    pub request: Result<Request<'a>, Refusal>,
+}
+
+/// Decodes one message.
+#[must_use]
+pub fn decode(text: &str) -> Decoded<'_> {
+    if !json::is_shallow(text) {
+        let message = format!("the message nests deeper than {JSON_DEPTH_MAX} levels");
+        return Decoded { id: None, request: Err(Refusal::new(Code::BadRequest, message)) };
+    }
+    let envelope: Envelope<'_> = match serde_json::from_str(text) {
+        Ok(envelope) => envelope,
+        Err(error) => {
+            let message = format!("the message is not a valid JSON object: {error}");
+            return Decoded { id: None, request: Err(Refusal::new(Code::BadRequest, message)) };
+        }
+    };
+    match envelope.id.number("id") {
+        Ok(id) => Decoded { id, request: envelope.request() },
+        Err(refusal) => Decoded { id: None, request: Err(refusal) },
+    }
+}
+
+/// A field as it stands in the message; `None` if it does not. `null` is there, unlike with
+/// `Option`.
+#[derive(Clone, Copy, Debug, Default)]
+struct Field<'a>(Option<&'a str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Field<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        <&'a RawValue>::deserialize(deserializer).map(|raw| Field(Some(raw.get())))
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default, expecting = "a JSON object")]
+struct Envelope<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Field<'a>,
+    #[serde(borrow)]
+    id: Field<'a>,
+    #[serde(borrow)]
+    topic: Field<'a>,
+    #[serde(borrow)]
+    data: Field<'a>,
+    #[serde(borrow)]
+    name: Field<'a>,
+    #[serde(borrow)]
+    key: Field<'a>,
+    #[serde(borrow)]
+    from: Field<'a>,
+    #[serde(borrow)]
+    slow: Field<'a>,
+    #[serde(borrow)]
+    ack: Field<'a>,
+    #[serde(borrow)]
+    consumer: Field<'a>,
+    #[serde(borrow)]
+    limit: Field<'a>,
+    #[serde(borrow)]
+    user: Field<'a>,
+    #[serde(borrow)]
+    client: Field<'a>,
+}
+
+impl<'a> Envelope<'a> {
+    fn request(&self) -> Result<Request<'a>, Refusal> {
+        let kind = self.kind.required("type")?.text("type")?;
+        match &*kind.unwrap_or_default() {
+            "publish" => self.publish().map(Request::Publish),
+            "subscribe" => self.subscribe(),
+            "unsubscribe" => Ok(Request::Unsubscribe { filter: self.filter()? }),
+            "history" => self.history(),
+            "hello" => self.hello(),
+            "ping" => Ok(Request::Ping),
+            unknown => Err(Refusal {
+                code: Code::UnknownType,
+                message: format!(
+                    "the type {} is not known; known are hello, subscribe, unsubscribe, publish, \
+                     history and ping",
+                    shown(unknown)
+                ),
+                field: Some("type"),
+                retry_after_ms: None,
+            }),
+        }
+    }
+
+    fn publish(&self) -> Result<Publish<'a>, Refusal> {
+        let topic = self.topic.required("topic")?.text("topic")?.unwrap_or_default();
+        let data = self.data.required("data")?.0.unwrap_or_default();
+        let name = self.name.short_text("name", EVENT_NAME_BYTES_MAX)?;
+        let key = self.key.short_text("key", KEY_BYTES_MAX)?;
+        Ok(Publish { topic, data, name, key })
+    }
+
+    fn subscribe(&self) -> Result<Request<'a>, Refusal> {
+        let filter = self.filter()?;
+        let from = self.from()?.unwrap_or(From::Live);
+        match (&filter, &from) {
+            (Filter::Topic(_), From::Positions(_)) => {
+                return Err(Refusal::field(
+                    "from",
+                    "from.positions is for a pattern; a single topic takes {\"epoch\", \"seq\"}",
+                ));
+            }
+            (Filter::Pattern(_), From::After(_)) => {
+                return Err(Refusal::field(
+                    "from",
+                    "from is a position, which is for a single topic; a pattern takes {\"positions\": \
+                     {topic: position}}",
+                ));
+            }
+            (Filter::Pattern(pattern), From::Positions(positions)) => {
+                let stray = positions.iter().find(|(name, _)| !pattern.matches(name));
+                if let Some((name, _)) = stray {
+                    let message = format!("from.positions names {name}, which is not in {pattern}");
+                    return Err(Refusal::field("from", message));
+                }
+            }
+            _ => {}
+        }
+        let slow = match self.slow.text("slow")?.as_deref() {
+            None | Some("gap") => SlowPolicy::Gap,
+            Some("disconnect") => SlowPolicy::Disconnect,
+            Some(found) => {
+                let message = format!("slow is {}; it is gap or disconnect", shown(found));
+                return Err(Refusal::field("slow", message));
+            }
+        };
+        if !matches!(self.ack.0, None | Some("false" | "null")) {
+            let message = "ack is not offered by this relay; leave it out";
+            return Err(Refusal::field("ack", message));
+        }
+        if !matches!(self.consumer.0, None | Some("null")) {
+            let message = "consumer is not offered by this relay; keep the position yourself";
+            return Err(Refusal::field("consumer", message));
+        }
+        Ok(Request::Subscribe { filter, from, slow })
+    }
+
+    fn history(&self) -> Result<Request<'a>, Refusal> {
+        let topic = self.topic.required("topic")?.text("topic")?.unwrap_or_default();
+        let topic = parse_topic(&topic)?;
+        let from = self.from()?;
+        if let Some(From::Positions(_)) = from {
+            return Err(Refusal::field(
+                "from",
+                "from.positions is for a subscription to a pattern",
+            ));
+        }
+        let limit = self.limit.number("limit")?.unwrap_or(HISTORY_DEFAULT);
+        if !(1..=HISTORY_EVENTS_MAX).contains(&limit) {
+            let message = format!("limit is {limit}; allowed is 1 to {HISTORY_EVENTS_MAX}");
+            return Err(Refusal::field("limit", message));
+        }
+        Ok(Request::History { topic, from, limit })
+    }
+
+    fn hello(&self) -> Result<Request<'a>, Refusal> {
+        let user = match self.user.text("user")? {
+            None => None,
+            Some(text) => Some(
+                UserName::parse(&text)
+                    .map_err(|error| Refusal::field("user", format!("user {error}")))?,
+            ),
+        };
+        let client = self.client.short_text("client", KEY_BYTES_MAX)?.map(Cow::into_owned);
+        Ok(Request::Hello { user, client })
+    }
+
+    fn filter(&self) -> Result<Filter, Refusal> {
+        let text = self.topic.required("topic")?.text("topic")?.unwrap_or_default();
+        Filter::parse(&text).map_err(|error| Refusal::field("topic", format!("topic {error}")))
+    }
+
+    fn from(&self) -> Result<Option<From>, Refusal> {
+        match self.from.0 {
+            None | Some("null") => Ok(None),
+            Some(raw) => parse_from(raw).map(Some),
+        }
+    }
+}
+
+/// Events that `history` returns where the request does not say how many.
+pub const HISTORY_DEFAULT: u64 = 100;
+
+/// Parses a topic for publishing or reading, with the refusal that a peer sees.
+///
+/// # Errors
+///
+/// The rule that `text` breaks.
+pub fn parse_topic(text: &str) -> Result<Name, Refusal> {
+    Name::parse(text).map_err(|error| Refusal::field("topic", format!("topic {error}")))
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default, expecting = "a JSON object")]
+struct FromFields<'a> {
+    #[serde(borrow)]
+    last: Field<'a>,
+    #[serde(borrow)]
+    since: Field<'a>,
+    #[serde(borrow)]
+    epoch: Field<'a>,
+    #[serde(borrow)]
+    seq: Field<'a>,
+    #[serde(borrow)]
+    positions: Field<'a>,
+}
+
+const FROM_FORMS: &str = "from is \"live\", \"start\", {\"last\": n}, {\"since\": unix_ms}, \
+                          {\"epoch\": e, \"seq\": n} or, for a pattern, {\"positions\": {...}}";
+
+fn parse_from(raw: &str) -> Result<From, Refusal> {
+    if raw.starts_with('"') {
+        let text: Cow<'_, str> = string(raw).unwrap_or_default();
+        return match &*text {
+            "live" => Ok(From::Live),
+            "start" => Ok(From::Start),
+            found => Err(Refusal::field("from", format!("from is {}; {FROM_FORMS}", shown(found)))),
+        };
+    }
+    let wrong = || Refusal::field("from", format!("from is {}; {FROM_FORMS}", shown(raw)));
+    if !raw.starts_with('{') {
+        return Err(wrong());
+    }
+    let fields: FromFields<'_> = serde_json::from_str(raw).map_err(|_| wrong())?;
+    let forms = [fields.last.0, fields.since.0, fields.positions.0];
+    let position = fields.epoch.0.is_some() || fields.seq.0.is_some();
+    if forms.iter().flatten().count() + usize::from(position) != 1 {
+        return Err(wrong());
+    }
+    if position {
+        return position_of(&fields).map(From::After);
+    }
+    if let Some(raw) = fields.positions.0 {
+        return positions(raw).map(From::Positions);
+    }
+    if let Some(count) = fields.last.number("from.last")? {
+        return Ok(From::Last(count));
+    }
+    fields.since.number("from.since")?.map(From::Since).ok_or_else(wrong)
+}
+
+fn position_of(fields: &FromFields<'_>) -> Result<Position, Refusal> {
+    let epoch = fields.epoch.text("from.epoch")?.ok_or_else(|| {
+        Refusal::field("from.epoch", "from.epoch is missing; a sequence means nothing without it")
+    })?;
+    let epoch: Epoch = epoch.parse().map_err(|error| {
+        Refusal::field("from.epoch", format!("from.epoch {} {error}", shown(&epoch)))
+    })?;
+    let seq = fields.seq.number("from.seq")?.ok_or_else(|| {
+        Refusal::field("from.seq", "from.seq is missing; it is the last one seen")
+    })?;
+    Ok(Position { epoch, seq })
+}
+
+fn positions(raw: &str) -> Result<Vec<(Name, Position)>, Refusal> {
+    let wrong = |error| {
+        Refusal::field(
+            "from.positions",
+            format!("from.positions is not {{topic: position}}: {error}"),
+        )
+    };
+    let map: Positions<'_> = serde_json::from_str(raw).map_err(wrong)?;
+    if POSITIONS_MAX < map.0.len() {
+        let message =
+            format!("from.positions lists {} topics, allowed are {POSITIONS_MAX}", map.0.len());
+        return Err(Refusal::field("from.positions", message));
+    }
+    let position = |(topic, fields): &(Cow<'_, str>, FromFields<'_>)| {
+        let name = Name::parse(topic).map_err(|error| {
+            Refusal::field(
+                "from.positions",
+                format!("from.positions: topic {} {error}", shown(topic)),
+            )
+        })?;
+        Ok((name, position_of(fields)?))
+    };
+    map.0.iter().map(position).collect()
+}
+
+/// An object with its entries in the order they were written.
+struct Positions<'a>(Vec<(Cow<'a, str>, FromFields<'a>)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Positions<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Positions<'de>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object of positions by topic")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> Result<Self::Value, A::Error> {
+                let mut entries = Vec::new();
+                while let Some((topic, fields)) = map.next_entry::<Text<'de>, FromFields<'de>>()? {
+                    entries.push((topic.0, fields));
+                }
+                Ok(Positions(entries))
+            }
+        }
+        deserializer.deserialize_map(Visitor)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl<'a> Field<'a> {
+    fn required(self, field: &'static str) -> Result<Field<'a>, Refusal> {
+        match self.0 {
+            Some(_) => Ok(self),
+            None => Err(Refusal::field(field, format!("{field} is missing"))),
+        }
+    }
+
+    /// The text of a string field; `None` if it is not there or `null`.
+    fn text(self, field: &'static str) -> Result<Option<Cow<'a, str>>, Refusal> {
+        match self.0 {
+            None => Ok(None),
+            Some(raw) => match string(raw) {
+                Some(text) => Ok(Some(text)),
+                None if raw == "null" && field != "topic" && field != "type" => Ok(None),
+                None => {
+                    let message = format!("{field} is {}; it must be a string", shown(raw));
+                    Err(Refusal::field(field, message))
+                }
+            },
+        }
+    }
+
+    fn short_text(
+        self,
+        field: &'static str,
+        bytes_max: usize,
+    ) -> Result<Option<Cow<'a, str>>, Refusal> {
+        let text = self.text(field)?;
+        if let Some(text) = &text {
+            check_short_text(field, text, bytes_max)?;
+        }
+        Ok(text)
+    }
+
+    /// The value of an unsigned integer field; `None` if it is not there or `null`.
+    fn number(self, field: &'static str) -> Result<Option<u64>, Refusal> {
+        match self.0 {
+            None | Some("null") => Ok(None),
+            Some(raw) => raw.parse().map(Some).map_err(|_| {
+                let message = format!("{field} is {}; it must be an unsigned integer", shown(raw));
+                let field = field.split_once('.').map_or(field, |(outer, _)| outer);
+                Refusal::field(field, message)
+            }),
+        }
+    }
+}
+
+/// Checks a text that has a length limit and no control characters.
+///
+/// # Errors
+///
+/// The rule that `text` breaks.
+pub fn check_short_text(field: &'static str, text: &str, bytes_max: usize) -> Result<(), Refusal> {
+    if text.is_empty() || bytes_max < text.len() {
+        let message = format!("{field} has {} bytes, allowed are 1 to {bytes_max}", text.len());
+        return Err(Refusal::field(field, message));
+    }
+    if text.contains(char::is_control) {
+        return Err(Refusal::field(field, format!("{field} has a control character")));
+    }
+    Ok(())
+}
+
+/// The string that the JSON text `raw` is, without a copy where it has no escapes.
+fn string(raw: &str) -> Option<Cow<'_, str>> {
+    let inner = raw.strip_prefix('"')?.strip_suffix('"')?;
+    if inner.contains('\\') {
+        serde_json::from_str(raw).ok().map(Cow::Owned)
+    } else {
+        Some(Cow::Borrowed(inner))
+    }
+}
+
+/// A value as an error message shows it: quoted, and short even if the value is not.
+fn shown(value: &str) -> String {
+    const CHARS_MAX: usize = 40;
+    let quoted =
+        if value.starts_with(['"', '{', '[']) { value.to_owned() } else { format!("{value:?}") };
+    match quoted.char_indices().nth(CHARS_MAX) {
+        Some((end, _)) => format!("{}...", &quoted[..end]),
+        None => quoted,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(text: &str) -> Refusal {
+        match decode(text).request {
+            Err(refusal) => refusal,
+            Ok(request) => panic!("{text} was accepted as {request:?}"),
+        }
+    }
+
+    fn from(text: &str) -> From {
+        match decode(&format!(r#"{{"type":"subscribe","topic":"a","from":{text}}}"#)).request {
+            Ok(Request::Subscribe { from, .. }) => from,
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn data_is_passed_through_untouched_whatever_it_is() {
+        for data in ["null", "1.50", "\"a\\u0041\"", "{ \"b\" : [ 1 ,2 ] }", "[]", "-0", "1e400"] {
+            let text = format!(r#"{{"data":{data},"type":"publish","topic":"a"}}"#);
+            match decode(&text).request {
+                Ok(Request::Publish(publish)) => assert_eq!(publish.data, data),
+                other => panic!("{data}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn every_form_of_from_is_understood() {
+        let epoch = Epoch::from_number(7);
+        assert_eq!(from("\"live\""), From::Live);
+        assert_eq!(from("null"), From::Live);
+        assert_eq!(from("\"start\""), From::Start);
+        assert_eq!(from(r#"{"last":3}"#), From::Last(3));
+        assert_eq!(from(r#"{"since":1700000000000}"#), From::Since(1_700_000_000_000));
+        let position = Position { epoch, seq: 4 };
+        assert_eq!(from(r#"{"seq":4,"epoch":"0000000000000007"}"#), From::After(position));
+        let text = r##"{"type":"subscribe","topic":"a/#","from":{"positions":
+            {"a/b":{"epoch":"0000000000000007","seq":4}}}}"##;
+        let name = Name::parse("a/b").unwrap();
+        match decode(text).request {
+            Ok(Request::Subscribe { from, .. }) => {
+                assert_eq!(from, From::Positions(vec![(name, position)]));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_missing_epoch_is_an_error_and_not_a_wildcard() {
+        for text in [r#"{"seq":4}"#, r#"{"seq":4,"epoch":null}"#, r#"{"seq":4,"epoch":""}"#] {
+            let message = format!(r#"{{"type":"subscribe","topic":"a","from":{text}}}"#);
+            assert_eq!(refusal(&message).field, Some("from.epoch"), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_field_of_every_message_refuses_the_wrong_type_by_name() {
+        let long = "x".repeat(129);
+        for (text, field) in [
+            (r#"{"type":5}"#, "type"),
+            (r#"{"type":null}"#, "type"),
+            (r#"{"id":1}"#, "type"),
+            (r#"{"type":"ping","id":"1"}"#, "id"),
+            (r#"{"type":"ping","id":-1}"#, "id"),
+            (r#"{"type":"ping","id":1.5}"#, "id"),
+            (r#"{"type":"nonsense"}"#, "type"),
+            (r#"{"type":"publish","data":1}"#, "topic"),
+            (r#"{"type":"publish","topic":1,"data":1}"#, "topic"),
+            (r#"{"type":"publish","topic":"a"}"#, "data"),
+            (r#"{"type":"publish","topic":"a","data":1,"name":2}"#, "name"),
+            (r#"{"type":"publish","topic":"a","data":1,"key":2}"#, "key"),
+            (r#"{"type":"publish","topic":"a","data":1,"key":""}"#, "key"),
+            (&format!(r#"{{"type":"publish","topic":"a","data":1,"key":"{long}"}}"#), "key"),
+            (r#"{"type":"subscribe"}"#, "topic"),
+            (r#"{"type":"subscribe","topic":"a//b"}"#, "topic"),
+            (r#"{"type":"subscribe","topic":["a"]}"#, "topic"),
+            (r#"{"type":"subscribe","topic":"a","from":5}"#, "from"),
+            (r#"{"type":"subscribe","topic":"a","from":"yesterday"}"#, "from"),
+            (r#"{"type":"subscribe","topic":"a","from":{}}"#, "from"),
+            (r#"{"type":"subscribe","topic":"a","from":{"last":-1}}"#, "from"),
+            (r#"{"type":"subscribe","topic":"a","from":{"last":1,"since":2}}"#, "from"),
+            (r#"{"type":"subscribe","topic":"a","from":{"positions":{}}}"#, "from"),
+            (
+                r#"{"type":"subscribe","topic":"a/+","from":{"epoch":"0000000000000007","seq":1}}"#,
+                "from",
+            ),
+            (r#"{"type":"subscribe","topic":"a/+","from":{"positions":[]}}"#, "from.positions"),
+            (r#"{"type":"subscribe","topic":"a","slow":"drop"}"#, "slow"),
+            (r#"{"type":"subscribe","topic":"a","slow":1}"#, "slow"),
+            (r#"{"type":"subscribe","topic":"a","ack":true}"#, "ack"),
+            (r#"{"type":"subscribe","topic":"a","consumer":"c"}"#, "consumer"),
+            (r#"{"type":"unsubscribe"}"#, "topic"),
+            (r#"{"type":"history","topic":"a/#"}"#, "topic"),
+            (r#"{"type":"history","topic":"a","limit":0}"#, "limit"),
+            (r#"{"type":"history","topic":"a","limit":1001}"#, "limit"),
+            (r#"{"type":"history","topic":"a","limit":"9"}"#, "limit"),
+            (r#"{"type":"hello","user":7}"#, "user"),
+            (r#"{"type":"hello","user":"a/b"}"#, "user"),
+            (r#"{"type":"hello","client":7}"#, "client"),
+        ] {
+            let refusal = refusal(text);
+            assert_eq!(refusal.field, Some(field), "{text}: {refusal:?}");
+            assert!(refusal.message.contains(field), "{text}: {refusal:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_an_object_is_refused_without_an_id() {
+        for text in ["", "[]", "5", "nonsense", "{", r#"{"type":"ping"} x"#, r#"{"id":1,"id":2}"#] {
+            let decoded = decode(text);
+            assert_eq!(decoded.id, None);
+            assert_eq!(refusal(text).code, Code::BadRequest, "{text}");
+        }
+        let deep = format!(r#"{{"type":"publish","topic":"a","data":{}}}"#, "[".repeat(40));
+        assert!(refusal(&deep).message.contains("32 levels"));
+    }
+
+    #[test]
+    fn an_error_shows_a_long_value_shortened() {
+        let text = format!(r#"{{"type":"{}"}}"#, "ü".repeat(500));
+        assert!(refusal(&text).message.len() < 300);
+        assert_eq!(refusal(&text).code, Code::UnknownType);
+    }
+}
