@@ -1,5 +1,6 @@
 //! Landline: a reliable event relay for the LAN.
 
 pub mod base;
+pub mod config;
 pub mod name;
 pub mod wire;

@@ -51,7 +51,7 @@ mod tests {
     #[test]
     fn a_success_starts_over() {
         let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(20));
-        (0..20).for_each(|_| drop(backoff.delay()));
+        (0..20).for_each(|_| _ = backoff.delay());
         backoff.reset();
         assert!(backoff.delay() <= Duration::from_millis(10));
     }

@@ -1,0 +1,172 @@
+//! Checked settings: nothing optional that has a default, no sentinel values.
+
+use std::{path::PathBuf, time::Duration};
+
+use crate::name::{Filter, Name};
+
+/// Everything the relay can be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where to listen, as `host:port`; names are resolved when the listener is bound.
+    pub listen: Vec<String>,
+    /// Whether anybody may connect to a listener that is not on loopback.
+    pub allow_anonymous: bool,
+    /// How many writer threads.
+    pub writers: usize,
+    /// How long a stop may take before stragglers are cut off.
+    pub drain: Duration,
+    pub log: LogSettings,
+    pub connections: ConnectionSettings,
+    pub origins: OriginSettings,
+    pub topics: TopicSettings,
+}
+
+/// Where the log goes, and how much of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogSettings {
+    pub level: LogLevel,
+    /// `None` is standard error.
+    pub file: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// What one connection may take, and how long it may take for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionSettings {
+    /// Connections at once; one more is answered 503.
+    pub max_connections: usize,
+    /// Largest message from a client, in bytes.
+    pub max_message: usize,
+    /// Bytes of replies that may wait for one connection before its requests wait too.
+    pub max_outbox: usize,
+    /// Subscriptions of one connection.
+    pub max_subscriptions: usize,
+    /// Topics that one connection may follow, through patterns or by name.
+    pub max_cursors: usize,
+    /// Time between pings.
+    pub heartbeat: Duration,
+    /// Silence after which a WebSocket connection is taken for dead.
+    pub heartbeat_timeout: Duration,
+    /// How long a peer may take nothing of what waits for it.
+    pub write_stall: Duration,
+    /// How long an HTTP head, or its body, may take to arrive.
+    pub handshake_timeout: Duration,
+    /// How long an HTTP connection may stay open between requests.
+    pub idle_timeout: Duration,
+}
+
+/// Which browsers' pages may talk to the relay.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OriginSettings {
+    /// Origins beside the relay's own, such as `https://panel.example`.
+    pub allowed_origins: Vec<String>,
+    /// Host names that requests may address, beside IP literals, `localhost` and `*.local`.
+    pub allowed_hosts: Vec<String>,
+}
+
+/// How topics are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicSettings {
+    /// Topics at once.
+    pub max_topics: usize,
+    /// Bytes of all logs together; beyond it the oldest events of the largest log go.
+    pub max_memory: u64,
+    /// How long a topic without events and subscribers is remembered.
+    pub forget_after: Duration,
+    /// How long an idempotency key is remembered.
+    pub dedupe_window: Duration,
+    /// The policy of a topic that no rule matches.
+    pub default_policy: Policy,
+    /// The first rule that matches a topic decides.
+    pub rules: Vec<TopicRule>,
+}
+
+/// A policy for the topics that match a name or pattern.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicRule {
+    pub filter: Filter,
+    pub policy: Policy,
+}
+
+/// What one topic's log keeps: what is older or beyond these bounds goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    pub max_events: u64,
+    pub max_bytes: u64,
+    /// `None` keeps events of any age.
+    pub max_age: Option<Duration>,
+}
+
+impl TopicSettings {
+    /// The policy for `topic`: that of the first rule that matches, else the default.
+    #[must_use]
+    pub fn policy(&self, topic: &Name) -> Policy {
+        let rule = self.rules.iter().find(|rule| rule.filter.matches(topic));
+        rule.map_or(self.default_policy, |rule| rule.policy)
+    }
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Policy { max_events: 100_000, max_bytes: 64 << 20, max_age: None }
+    }
+}
+
+impl Default for TopicSettings {
+    fn default() -> Self {
+        TopicSettings {
+            max_topics: 100_000,
+            max_memory: 256 << 20,
+            forget_after: Duration::from_secs(24 * 3_600),
+            dedupe_window: Duration::from_secs(120),
+            default_policy: Policy::default(),
+            rules: Vec::new(),
+        }
+    }
+}
+
+impl Default for ConnectionSettings {
+    fn default() -> Self {
+        ConnectionSettings {
+            max_connections: 10_000,
+            max_message: 256 << 10,
+            max_outbox: 1 << 20,
+            max_subscriptions: 1_000,
+            max_cursors: 10_000,
+            heartbeat: Duration::from_secs(25),
+            heartbeat_timeout: Duration::from_secs(54),
+            write_stall: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            listen: vec!["127.0.0.1:5263".to_owned()],
+            allow_anonymous: false,
+            writers: default_writers(),
+            drain: Duration::from_secs(10),
+            log: LogSettings { level: LogLevel::Info, file: None },
+            connections: ConnectionSettings::default(),
+            origins: OriginSettings::default(),
+            topics: TopicSettings::default(),
+        }
+    }
+}
+
+/// As many writers as cores, 2 to 8: fewer cannot use the machine, more only share its caches.
+#[must_use]
+pub fn default_writers() -> usize {
+    std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 8))
+}
