@@ -32,8 +32,11 @@ pub const COMMANDS: Lane = Lane { name: "commands", capacity: 2_048, when_full: 
 /// The acceptor to the keeper: connections whose deadlines are to be watched.
 pub const DEADLINES: Lane = Lane { name: "deadlines", capacity: 1_024, when_full: WhenFull::Wait };
 
-/// Every lane of the relay.
-pub const LANES: &[Lane] = &[COMMANDS, DEADLINES];
+/// A client's reader to the caller that waits for one answer.
+pub const REPLIES: Lane = Lane { name: "replies", capacity: 1, when_full: WhenFull::Refuse };
+
+/// Every lane of the relay and of its client.
+pub const LANES: &[Lane] = &[COMMANDS, DEADLINES, REPLIES];
 
 /// The message comes back so that the caller can count, coalesce or retry it.
 #[derive(Debug, PartialEq, Eq)]
