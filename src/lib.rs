@@ -2,5 +2,6 @@
 
 pub mod base;
 pub mod config;
+pub mod http;
 pub mod name;
 pub mod wire;
