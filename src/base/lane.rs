@@ -34,9 +34,14 @@ pub const DEADLINES: Lane = Lane { name: "deadlines", capacity: 1_024, when_full
 
 /// A client's reader to the caller that waits for one answer.
 pub const REPLIES: Lane = Lane { name: "replies", capacity: 1, when_full: WhenFull::Refuse };
+/// `landline pub --lines` to the thread that confirms. Waiting stops reading the input.
+pub const CONFIRMATIONS: Lane =
+    Lane { name: "confirmations", capacity: 1_024, when_full: WhenFull::Wait };
+/// The subscriptions of `landline sub` to its output. Waiting fills their inboxes.
+pub const PRINTS: Lane = Lane { name: "prints", capacity: 1_024, when_full: WhenFull::Wait };
 
 /// Every lane of the relay and of its client.
-pub const LANES: &[Lane] = &[COMMANDS, DEADLINES, REPLIES];
+pub const LANES: &[Lane] = &[COMMANDS, DEADLINES, REPLIES, CONFIRMATIONS, PRINTS];
 
 /// The message comes back so that the caller can count, coalesce or retry it.
 #[derive(Debug, PartialEq, Eq)]

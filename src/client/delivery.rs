@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 
 use crate::{
+    client::error::Refused,
     name::Name,
     wire::position::{Epoch, Position},
 };
@@ -24,6 +25,8 @@ pub enum Delivery {
     /// unknown; the subscription goes on after `position`, so events `1..=position.seq` of the
     /// log as it is now are not stored any more.
     Reset { topic: Name, lost: Position, position: Position, reason: ResetReason },
+    /// The relay will not deliver `topic` to this connection, although the pattern matches it.
+    Unavailable { topic: Name, refused: Refused },
     /// The connection was lost and is back. What was missed follows; what is lost is announced.
     Reconnected,
 }

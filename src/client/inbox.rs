@@ -157,6 +157,10 @@ impl Inbox {
         taken.transpose()
     }
 
+    pub(super) fn waiting(&self) -> usize {
+        self.queue.with(|queue| queue.deliveries.len())
+    }
+
     /// Ends the subscription and forgets what is in the inbox: nobody will take it.
     pub(super) fn discard(&self) {
         self.queue.with(|queue| {
@@ -201,6 +205,7 @@ impl Delivery {
             Delivery::Attached { .. }
             | Delivery::Gap { .. }
             | Delivery::Reset { .. }
+            | Delivery::Unavailable { .. }
             | Delivery::Reconnected => 0,
         }
     }

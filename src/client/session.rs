@@ -373,7 +373,13 @@ impl Session {
                     request.reply.fail(ClientError::Refused(refused));
                 }
             }
-            None => log::warn!("{refused}"),
+            None => {
+                log::warn!("{refused}");
+                if let Some(topic) = &message.topic {
+                    self.follows.lack(topic.as_str(), &refused);
+                    self.settle();
+                }
+            }
         }
     }
 

@@ -105,6 +105,12 @@ impl Subscription {
         Ok(taken.map(|taken| self.note(taken)))
     }
 
+    /// How many deliveries wait to be taken.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.inbox.waiting()
+    }
+
     /// After which event of each topic the program stands, as far as it has taken deliveries.
     ///
     /// [`Subscription::resume_from`] makes a start of it for a later subscription.
@@ -140,7 +146,7 @@ impl Subscription {
                     position.seq = *to;
                 }
             }
-            Delivery::Reconnected => {}
+            Delivery::Reconnected | Delivery::Unavailable { .. } => {}
         }
         if resume {
             self.client.shared().change(|session| session.resume(self.id));

@@ -57,6 +57,26 @@ impl Follows {
         true
     }
 
+    /// The relay will not attach `topic` to any pattern of this connection.
+    pub(in crate::client) fn lack(&mut self, topic: &str, refused: &Refused) {
+        let Ok(name) = Name::parse(topic) else { return };
+        let mut patterns = Vec::new();
+        for (filter, held) in &mut self.held {
+            if matches!(filter, Filter::Pattern(_)) && filter.matches(&name) {
+                // It was counted among those that match at once.
+                held.attached += u64::from(held.ask.is_some());
+                patterns.push(filter.clone());
+            }
+        }
+        for (id, sub) in &self.subs {
+            if patterns.contains(&sub.filter) {
+                let (topic, refused) = (name.clone(), refused.clone());
+                self.steps.push(Step::Deliver(*id, Delivery::Unavailable { topic, refused }));
+            }
+        }
+        patterns.iter().for_each(|filter| self.check_settled(filter));
+    }
+
     fn refuse_filter(&mut self, filter: &Filter, refused: &Refused) {
         let initiator = self.held.remove(filter).and_then(|held| held.initiator);
         match initiator {

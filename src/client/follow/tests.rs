@@ -131,11 +131,11 @@ impl Relay {
                     r#"{{"type":"subscribed","id":{id},"topic":"{pattern}","attached":{count}}}"#
                 );
                 // Which comes first is not promised.
-                if id % 2 == 0 {
+                if id.is_multiple_of(2) {
                     self.say(reply.clone());
                 }
                 names.iter().for_each(|name| self.attach(pattern.as_str(), name, &from));
-                if id % 2 == 1 {
+                if !id.is_multiple_of(2) {
                     self.say(reply);
                 }
             }
@@ -160,13 +160,13 @@ impl Relay {
                 let reply =
                     format!(r#"{{"type":"history","id":{id},{facts},"events":[{events}]}}"#);
                 // It does not pass through the cursors, so it may overtake them.
-                if id % 3 == 0 {
+                if id.is_multiple_of(3) {
                     self.stream.push_front(reply);
                 } else {
                     self.say(reply);
                 }
             }
-            other => panic!("{other:?}"),
+            Request::Hello { .. } | Request::Publish(_) | Request::Ping => panic!("{text}"),
         }
     }
 
@@ -209,7 +209,8 @@ struct World {
     follows: Follows,
     online: bool,
     seen: BTreeMap<SubId, Seen>,
-    held: BTreeMap<SubId, bool>,
+    /// Subscriptions whose inbox is full.
+    full: BTreeSet<SubId>,
     log: Vec<String>,
 }
 
@@ -220,7 +221,7 @@ impl World {
             follows: Follows::new(),
             online: false,
             seen: BTreeMap::new(),
-            held: BTreeMap::new(),
+            full: BTreeSet::new(),
             log: Vec::new(),
         }
     }
@@ -238,17 +239,16 @@ impl World {
                 }
                 Step::Deliver(id, delivery) => {
                     self.log.push(format!("  {id} gets {delivery:?}"));
-                    let full = self.held.get(&id) == Some(&true);
-                    match delivery {
-                        Delivery::Event(event) if full => {
-                            stalls.push((id, event.topic.clone(), event.seq));
-                        }
-                        delivery => {
-                            let epoch = Epoch::from_number(self.relay.epoch);
-                            let seen = self.seen.get_mut(&id).expect("a known subscription");
-                            deliver(seen, delivery, epoch, &self.log);
-                        }
+                    let full = self.full.contains(&id);
+                    if let Delivery::Event(event) = &delivery
+                        && full
+                    {
+                        stalls.push((id, event.topic.clone(), event.seq));
+                        continue;
                     }
+                    let epoch = Epoch::from_number(self.relay.epoch);
+                    let seen = self.seen.get_mut(&id).expect("a known subscription");
+                    deliver(seen, delivery, epoch, &self.log);
                 }
                 Step::Started(id) => self.seen.get_mut(&id).unwrap().started = true,
                 Step::Failed(id, _) => self.seen.get_mut(&id).unwrap().failed = true,
@@ -303,7 +303,7 @@ impl World {
 
     fn resume(&mut self, id: SubId) {
         self.log.push(format!("{id} has room"));
-        self.held.remove(&id);
+        self.full.remove(&id);
         self.follows.resume(id);
         self.settle();
     }
@@ -311,7 +311,7 @@ impl World {
     /// Lets everything arrive.
     fn quiesce(&mut self) {
         self.connect();
-        for id in self.held.keys().copied().collect::<Vec<_>>() {
+        for id in self.full.clone() {
             self.resume(id);
         }
         loop {
@@ -351,7 +351,7 @@ fn deliver(seen: &mut Seen, delivery: Delivery, epoch: Epoch, log: &[String]) {
             assert_eq!(at, lost, "{}", story());
             seen.resets += 1;
         }
-        Delivery::Reconnected => {}
+        Delivery::Reconnected | Delivery::Unavailable { .. } => {}
     }
 }
 
@@ -405,10 +405,8 @@ fn play(seed: u64, moves: usize, loss: Loss) {
             9 if !world.seen.is_empty() => {
                 let ids: Vec<SubId> = world.seen.keys().copied().collect();
                 let id = ids[dice.below(ids.len())];
-                if world.held.contains_key(&id) {
+                if !world.full.insert(id) {
                     world.resume(id);
-                } else {
-                    world.held.insert(id, true);
                 }
             }
             10 => world.relay.pump(1 + dice.below(3) as u64),
