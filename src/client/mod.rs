@@ -411,7 +411,9 @@ impl Client {
     }
 
     /// Ends the client for all its clones and subscriptions: what waits for an answer fails with
-    /// [`ClientError::Closed`]. Does not wait for the threads; dropping the last clone does.
+    /// [`ClientError::Closed`], though what was handed over is still sent if the connection is
+    /// up. Use [`Client::flush`] first to know what became of it. Does not wait for the threads;
+    /// dropping the last clone does, for a moment.
     pub fn close(&self) {
         self.shared().stop.raise(Cause::Requested);
         self.shared().end(ClientError::Closed);

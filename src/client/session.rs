@@ -281,6 +281,10 @@ impl Session {
             return;
         }
         for (_, request) in std::mem::take(&mut self.requests) {
+            if !request.sent {
+                // It was handed over before the end, so it goes out before the goodbye.
+                self.push(Out::Text(request.text));
+            }
             request.reply.fail(error.clone());
         }
         self.requests_bytes = 0;
