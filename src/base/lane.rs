@@ -78,10 +78,19 @@ impl<T> Inlet<T> {
         match self.lane.when_full {
             WhenFull::Wait => {
                 lock::assert_none_held();
-                self.sender.send(message).map_err(|lost| Rejected::Closed(lost.into_inner()))
+                match self.offer(message) {
+                    Err(Rejected::Full(message)) => self.wait(message),
+                    done => done,
+                }
             }
             WhenFull::Refuse => self.offer(message),
         }
+    }
+
+    // Rare, and with a large frame: out of the way of stacks that are to stay small.
+    #[inline(never)]
+    fn wait(&self, message: T) -> Result<(), Rejected<T>> {
+        self.sender.send(message).map_err(|lost| Rejected::Closed(lost.into_inner()))
     }
 
     /// Hands `message` over if there is room right now, on any lane.

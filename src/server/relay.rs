@@ -253,7 +253,7 @@ impl Server {
             self.shared.generation.fetch_add(1, Ordering::Relaxed);
         });
         for writer in &self.shared.writers {
-            writer.send(Command::Settings(settings));
+            writer.send(Command::Settings(Box::new(settings)));
         }
         self.shared.metrics.reload_ok.set(1);
     }

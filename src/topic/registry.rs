@@ -132,7 +132,20 @@ impl Registry {
         name: &Name,
         created: impl FnMut(Follower, &Arc<Topic>),
     ) -> Result<Arc<Topic>, RegistryError> {
+        match self.find(name.as_str()) {
+            Some(topic) => Ok(topic),
+            None => self.create(name, created),
+        }
+    }
+
+    #[inline(never)]
+    fn create(
+        &self,
+        name: &Name,
+        mut created: impl FnMut(Follower, &Arc<Topic>),
+    ) -> Result<Arc<Topic>, RegistryError> {
         let (topic, followers) = self.inner.with(|inner| {
+            // Somebody else may have been quicker.
             if let Some(topic) = inner.topics.get(name) {
                 return Ok((Arc::clone(topic), Vec::new()));
             }
@@ -142,12 +155,11 @@ impl Registry {
             }
             let policy = inner.settings.policy(name);
             let now_ms = self.clock.unix_ms();
-            let topic =
-                Arc::new(Topic::new(name.clone(), Epoch::random(), policy, self.writers, now_ms));
+            let topic = Topic::new(name.clone(), Epoch::random(), policy, self.writers, now_ms);
+            let topic = Arc::new(topic);
             inner.topics.insert(name.clone(), Arc::clone(&topic));
             Ok((topic, inner.patterns.matching(name)))
         })?;
-        let mut created = created;
         followers.into_iter().for_each(|follower| created(follower, &topic));
         Ok(topic)
     }
