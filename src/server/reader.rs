@@ -213,17 +213,10 @@ fn end(line: &mut Line) {
 fn farewell(shared: &Shared, connection: &Connection, user: Option<&UserName>, reason: Closed) {
     shared.metrics.disconnects.add(reason, 1);
     let now_ms = shared.clock.uptime_ms();
-    let level = match reason {
-        Closed::Client | Closed::Shutdown => log::Level::Debug,
-        _ => log::Level::Info,
-    };
-    let suppressed = match level {
-        log::Level::Info => match shared.disconnects.allow(now_ms) {
-            Some(suppressed) => suppressed,
-            None => return,
-        },
-        _ => 0,
-    };
+    let expected = matches!(reason, Closed::Client | Closed::Shutdown);
+    let level = if expected { log::Level::Debug } else { log::Level::Info };
+    let allowed = if expected { Some(0) } else { shared.disconnects.allow(now_ms) };
+    let Some(suppressed) = allowed else { return };
     log::log!(
         level,
         "disconnected reason={} connection={} user={} peer={} age_s={} received_bytes={} \

@@ -304,3 +304,6 @@ const RECLAIM_EVENTS: u64 = 1_000;
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;
