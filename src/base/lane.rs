@@ -29,7 +29,8 @@ pub struct Lane {
 /// Readers, the keeper and `main` to one writer. Waiting here closes the peer's TCP window: that
 /// is the point.
 pub const COMMANDS: Lane = Lane { name: "commands", capacity: 2_048, when_full: WhenFull::Wait };
-/// The acceptor to the keeper: connections whose deadlines are to be watched.
+/// Acceptors and readers to the keeper: connections whose deadlines are to be watched. Writers
+/// offer there, and never wait.
 pub const DEADLINES: Lane = Lane { name: "deadlines", capacity: 1_024, when_full: WhenFull::Wait };
 
 /// Every lane of the relay.

@@ -45,7 +45,7 @@ use crate::{
     config::ConnectionSettings,
     metrics::Metrics,
     name::{Filter, Pattern},
-    server::connection::Connection,
+    server::{connection::Connection, keeper::Watch},
     topic::{Start, Topic},
     wire::request::SlowPolicy,
 };
@@ -149,6 +149,7 @@ pub(crate) struct Writer {
     index: usize,
     inbox: Receiver<Command>,
     waker: Arc<Waker>,
+    keeper: Inlet<Watch>,
     settings: ConnectionSettings,
     clock: Clock,
     metrics: Arc<Metrics>,
@@ -177,6 +178,7 @@ pub(crate) struct WriterParts {
     pub(crate) index: usize,
     pub(crate) inbox: Receiver<Command>,
     pub(crate) waker: Arc<Waker>,
+    pub(crate) keeper: Inlet<Watch>,
     pub(crate) settings: ConnectionSettings,
     pub(crate) clock: Clock,
     pub(crate) metrics: Arc<Metrics>,
@@ -187,11 +189,12 @@ const ARENA_BYTES: usize = 4 * TURN_BYTES;
 
 impl Writer {
     pub(crate) fn new(parts: WriterParts) -> Self {
-        let WriterParts { index, inbox, waker, settings, clock, metrics } = parts;
+        let WriterParts { index, inbox, waker, keeper, settings, clock, metrics } = parts;
         Self {
             index,
             inbox,
             waker,
+            keeper,
             settings,
             clock,
             metrics,
