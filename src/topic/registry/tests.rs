@@ -24,12 +24,23 @@ fn publish(registry: &Registry, topic: &Topic, data: &str) -> Option<Publication
 #[test]
 fn a_topic_beyond_the_limit_is_refused_and_the_others_stay() {
     let (registry, _) = registry(TopicSettings { max_topics: 2, ..TopicSettings::default() });
-    open(&registry, "a");
-    open(&registry, "b");
+    ["a", "b"].iter().for_each(|topic| _ = publish(&registry, &open(&registry, topic), "1"));
     let refused = registry.open(&name("c"), |_, _| {});
     assert_eq!(refused.err(), Some(RegistryError::Full { max: 2 }));
     open(&registry, "a");
     assert_eq!(registry.len(), 2);
+}
+
+#[test]
+fn names_that_were_only_asked_for_make_room_for_others() {
+    let (registry, _) = registry(TopicSettings { max_topics: 3, ..TopicSettings::default() });
+    let (followed, published) = (open(&registry, "followed"), open(&registry, "published"));
+    assert!(followed.follow(0));
+    publish(&registry, &published, "1");
+    open(&registry, "asked for");
+    open(&registry, "new");
+    let names = registry.list(None, 9).iter().map(|t| t.name().to_string()).collect::<Vec<_>>();
+    assert_eq!(names, ["followed", "new", "published"]);
 }
 
 #[test]
