@@ -29,7 +29,8 @@ pub struct Lane {
 /// Readers, the keeper and `main` to one writer. Waiting here closes the peer's TCP window: that
 /// is the point.
 pub const COMMANDS: Lane = Lane { name: "commands", capacity: 2_048, when_full: WhenFull::Wait };
-/// The acceptor to the keeper: connections whose deadlines are to be watched.
+/// Acceptors and readers to the keeper: connections whose deadlines are to be watched. Writers
+/// offer there, and never wait.
 pub const DEADLINES: Lane = Lane { name: "deadlines", capacity: 1_024, when_full: WhenFull::Wait };
 
 /// A client's reader to the caller that waits for one answer.
@@ -86,10 +87,19 @@ impl<T> Inlet<T> {
         match self.lane.when_full {
             WhenFull::Wait => {
                 lock::assert_none_held();
-                self.sender.send(message).map_err(|lost| Rejected::Closed(lost.into_inner()))
+                match self.offer(message) {
+                    Err(Rejected::Full(message)) => self.wait(message),
+                    done => done,
+                }
             }
             WhenFull::Refuse => self.offer(message),
         }
+    }
+
+    // Rare, and with a large frame: out of the way of stacks that are to stay small.
+    #[inline(never)]
+    fn wait(&self, message: T) -> Result<(), Rejected<T>> {
+        self.sender.send(message).map_err(|lost| Rejected::Closed(lost.into_inner()))
     }
 
     /// Hands `message` over if there is room right now, on any lane.
