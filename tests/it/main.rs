@@ -10,3 +10,27 @@
 )]
 
 pub mod support;
+
+pub mod order;
+
+pub mod loss;
+
+pub mod resume;
+
+pub mod epoch;
+
+pub mod dedupe;
+
+pub mod isolation;
+
+pub mod handshake;
+
+pub mod hostile;
+
+pub mod heartbeat;
+
+pub mod http_api;
+
+pub mod shutdown;
+
+pub mod tidy;

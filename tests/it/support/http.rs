@@ -151,17 +151,18 @@ impl Http {
         }
     }
 
-    /// Whether the relay has closed the connection by now, with nothing more to read.
+    /// Whether the relay has closed the connection by now; what it sent before is passed over.
     #[track_caller]
     pub fn is_closed(&mut self) -> bool {
-        self.stream.set_read_timeout(Some(Duration::from_millis(5))).expect("set a read timeout");
-        let mut bytes = [0; 1_024];
-        match self.stream.read(&mut bytes) {
-            Ok(0) => true,
-            Ok(count) => {
-                self.rest.extend_from_slice(&bytes[..count]);
-                false
-            }
+        Http::has_ended(&self.stream)
+    }
+
+    /// Whether the other end of `stream` has closed it by now; what it sent before is passed over.
+    #[track_caller]
+    pub fn has_ended(mut stream: &TcpStream) -> bool {
+        stream.set_read_timeout(Some(Duration::from_millis(5))).expect("set a read timeout");
+        match stream.read(&mut [0; 4_096]) {
+            Ok(count) => count == 0,
             Err(error) => !is_timeout(&error),
         }
     }

@@ -1,5 +1,5 @@
-//! What the tests stand on: a real relay, peers that can misbehave, a faulty network, and waiting
-//! with a limit.
+//! What the tests stand on: a real relay, peers that can misbehave, a faulty network, and a witness
+//! beside them, and waiting with a limit.
 
 pub mod frame;
 pub mod http;
@@ -7,3 +7,4 @@ pub mod node;
 pub mod peer;
 pub mod proxy;
 pub mod wait;
+pub mod witness;

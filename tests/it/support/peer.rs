@@ -9,7 +9,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 use super::{
     frame::{self, Inbox},
@@ -393,11 +393,46 @@ pub fn read_head(stream: &mut TcpStream) -> (String, Vec<u8>) {
 
 /// Ends a connection with a reset, whoever else holds a handle to it.
 pub fn reset(stream: &TcpStream) {
-    // An error says that it has ended already.
-    rustix::net::connect_unspec(stream).ok();
+    // Refused where it has ended already, or while another thread waits in it.
+    if rustix::net::connect_unspec(stream).is_err() {
+        SockRef::from(stream).set_linger(Some(Duration::ZERO)).ok();
+        stream.shutdown(Shutdown::Both).ok();
+    }
 }
 
 #[must_use]
 pub fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+}
+
+#[test]
+fn a_peer_gets_along_with_another_implementation() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    let other = std::thread::spawn(move || {
+        let mut other = tungstenite::accept(listener.accept().unwrap().0).unwrap();
+        other.send(tungstenite::Message::Ping("are you there".into())).unwrap();
+        loop {
+            match other.read() {
+                Ok(message) if message.is_text() => other.send(message).unwrap(),
+                Ok(message) if message.is_pong() => {
+                    assert_eq!(message.into_data(), "are you there");
+                }
+                Ok(_) => {}
+                Err(error) => return error.to_string(),
+            }
+        }
+    });
+
+    let mut peer = Peer::connect(addr);
+    for size in [0, 10, 200, 70_000] {
+        let reply = peer.ask(json!({"type": "echo", "padding": "x".repeat(size)}), "echo");
+        assert_eq!(reply["padding"].as_str().map(str::len), Some(size));
+    }
+    peer.send_raw(&frame::masked(frame::PING, b"and you"));
+    let pong = peer.receive(LIMIT);
+    peer.close();
+
+    assert_eq!(pong, Some(Incoming::Pong(b"and you".to_vec())));
+    assert!(other.join().unwrap().contains("closed"));
 }
