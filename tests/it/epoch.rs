@@ -107,3 +107,26 @@ fn a_stopped_and_continued_relay_goes_on_in_the_same_life() {
     assert_eq!(seq(&peer.expect("event")), 1);
     assert_eq!(epoch(&peer.history("lamp", json!("start"), 1)), epoch(&subscribed));
 }
+
+#[test]
+fn a_forgotten_topic_begins_a_new_life_and_one_with_a_subscriber_is_not_forgotten() {
+    let node = Node::with_config(
+        "forget_after = \"1s\"\n[[topics]]\npattern = \"brief\"\nmax_age = \"1s\"\n",
+    );
+    let mut subscriber = node.peer();
+    let held = subscriber.subscribe("held");
+    let mut peer = node.peer();
+    let first_life = peer.ask(json!({"type": "publish", "topic": "brief", "data": 1}), "published");
+
+    wait_until("the topic to be forgotten", LIMIT, || {
+        !node.get("/v1/topics").body.contains("\"brief\"")
+    });
+    let reply = peer.subscribe_from("brief", position(&first_life, 1));
+
+    assert_eq!(reply["recovery"]["reason"], "epoch_changed", "{reply}");
+    assert_eq!(peer.publish("brief", "anew"), 1);
+    assert_eq!(seq(&peer.expect("event")), 1);
+    let receipt = peer.ask(json!({"type": "publish", "topic": "held", "data": 1}), "published");
+    assert_eq!(epoch(&receipt), epoch(&held));
+    assert_eq!(seq(&subscriber.expect("event")), 1);
+}

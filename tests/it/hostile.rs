@@ -389,3 +389,27 @@ fn large_messages_that_never_end_cost_no_more_than_their_limit() {
     assert_eq!(peers[0].receive(Duration::from_millis(50)), None, "it may still end");
     witness.finish();
 }
+
+#[test]
+fn what_clients_say_is_not_in_the_log() {
+    const MARKER: &str = "m4rk3r";
+    let node = Node::with(&["--log-level", "trace", "--max-message", "64KiB"]);
+    let mut peer = node.peer();
+    peer.subscribe("quiet");
+
+    peer.publish("quiet", MARKER);
+    node.http().post("/v1/topics/quiet/events", &format!("\"{MARKER}\""));
+    node.http().post("/v1/topics/quiet/events", &format!("{{{MARKER}"));
+    peer.send_text(&format!(r#"{{"type":"publish","topic":"quiet","data":{MARKER}}}"#));
+    peer.send_text(MARKER);
+    peer.fence();
+    let mut broken = node.peer();
+    broken.send_raw(&frame::masked(frame::TEXT, &[MARKER.as_bytes(), &[0xff]].concat()));
+    assert_eq!(broken.close_code(), Some(1_007));
+    peer.send_text(&MARKER.repeat(20_000));
+    assert_eq!(peer.close_code(), Some(1_009));
+
+    let log = node.stderr();
+    assert!(!log.is_empty(), "a relay that traces says something");
+    assert!(!log.contains(MARKER), "{log}");
+}

@@ -166,3 +166,19 @@ fn clients_that_come_and_go_leave_nothing_behind() {
     assert!(grown < 8 * MIB, "500 clients that left cost {grown} bytes");
     witness.finish();
 }
+
+#[test]
+fn a_connection_costs_one_file_and_one_thread() {
+    const PEERS: usize = 50;
+    let node = Node::start();
+    let (files, threads) = (node.open_files(), node.threads());
+
+    let mut peers: Vec<Peer> = (0..PEERS).map(|_| node.peer()).collect();
+    for peer in &mut peers {
+        peer.subscribe("lamp");
+        peer.fence();
+    }
+
+    assert_eq!(node.open_files(), files + PEERS);
+    assert_eq!(node.threads(), threads + PEERS as u64);
+}
