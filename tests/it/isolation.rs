@@ -182,3 +182,33 @@ fn a_connection_costs_one_file_and_one_thread() {
     assert_eq!(node.open_files(), files + PEERS);
     assert_eq!(node.threads(), threads + PEERS as u64);
 }
+
+#[test]
+fn a_client_that_subscribes_to_everything_again_and_again_pays_for_it_alone() {
+    const TOPICS: usize = 3_000;
+    let node = Node::with(&["--write-stall", "60s"]);
+    let mut publisher = node.peer();
+    for topic in 0..TOPICS {
+        let topic = format!("many/topics/{topic}");
+        publisher.send(&json!({"type": "publish", "topic": topic, "data": 1}));
+    }
+    publisher.fence();
+    let witness = Witness::start(&node);
+    let before = node.rss();
+
+    // It reads nothing of the thousands of replies that each request has.
+    let greedy = Peer::connect_tiny(node.addr());
+    let mut stream = greedy.stream();
+    let writing = thread::spawn(move || {
+        let request = json!({"type": "subscribe", "topic": "many/#", "from": "start"}).to_string();
+        let request = frame::masked(frame::TEXT, request.as_bytes());
+        (0..2_000).take_while(|_| std::io::Write::write_all(&mut stream, &request).is_ok()).count()
+    });
+    witness.see(100);
+    let grown = node.rss().saturating_sub(before);
+    reset(&greedy.stream());
+    writing.join().unwrap();
+
+    assert!(grown < 64 * MIB, "the relay grew by {grown} bytes");
+    witness.finish();
+}

@@ -219,6 +219,24 @@ fn the_memory_of_all_logs_is_bounded_and_the_largest_pays() {
 }
 
 #[test]
+fn the_memory_of_all_logs_is_bounded_also_if_each_has_one_event() {
+    const TOPICS: u64 = 1_000;
+    let node = Node::with(&["--max-memory", "8MiB"]);
+    let mut peer = node.peer();
+    let data = "x".repeat(64 * 1024);
+
+    for topic in 0..TOPICS {
+        // Refusing is as good as making room, as long as the publisher is told.
+        let request = json!({"type": "publish", "topic": format!("t/{topic}"), "data": data});
+        let reply = peer.request(request);
+        assert!(reply["type"] == "published" || reply["type"] == "error", "{reply}");
+    }
+
+    let kept = node.metrics().0["landline_topic_log_bytes"];
+    assert!(kept <= 9e6, "{TOPICS} topics keep {kept} bytes where 8 MiB are allowed");
+}
+
+#[test]
 fn a_log_of_just_one_large_event_keeps_the_newest() {
     let node = Node::with(&["--max-bytes", "64KiB", "--max-message", "64KiB"]);
     let mut peer = node.peer();

@@ -65,6 +65,11 @@ impl Http {
         self.stream.write_all(text.as_bytes()).expect("send to the relay");
     }
 
+    /// Sends text as it is, to a relay that may have closed the connection.
+    pub fn try_send(&mut self, text: &str) {
+        self.stream.write_all(text.as_bytes()).ok();
+    }
+
     /// Reads the next reply.
     #[track_caller]
     pub fn reply(&mut self, body: Body) -> Reply {
