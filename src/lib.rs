@@ -2,5 +2,9 @@
 
 pub mod base;
 pub mod config;
+pub mod http;
+pub mod metrics;
 pub mod name;
+pub mod server;
+pub mod topic;
 pub mod wire;

@@ -11,8 +11,11 @@ use std::{
 use crate::base::sync::atomic::{AtomicU64, Ordering};
 
 /// A source of monotonic and wall-clock time. Cloning yields another handle to the same source.
-#[derive(Clone, Debug, Default)]
-pub struct Clock(Source);
+#[derive(Clone, Debug)]
+pub struct Clock {
+    source: Source,
+    start: Instant,
+}
 
 #[derive(Clone, Debug, Default)]
 enum Source {
@@ -28,30 +31,45 @@ struct Manual {
     elapsed_ms: AtomicU64,
 }
 
+impl Default for Clock {
+    /// The system's clocks.
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the monotonic clock")]
+    fn default() -> Self {
+        Clock { source: Source::System, start: Instant::now() }
+    }
+}
+
 impl Clock {
     /// A clock that stands still until [`Clock::advance`] moves it, for tests.
     #[must_use]
     pub fn manual(start_unix_ms: u64) -> Clock {
         let start = Clock::default().now();
         let elapsed_ms = AtomicU64::new(0);
-        Clock(Source::Manual(Arc::new(Manual { start, start_unix_ms, elapsed_ms })))
+        let source = Source::Manual(Arc::new(Manual { start, start_unix_ms, elapsed_ms }));
+        Clock { source, start }
     }
 
     /// Monotonic time.
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the monotonic clock")]
     pub fn now(&self) -> Instant {
-        match &self.0 {
+        match &self.source {
             Source::System => Instant::now(),
             Source::Manual(manual) => manual.start + manual.elapsed(),
         }
+    }
+
+    /// Milliseconds of monotonic time since this clock was made. Its clones agree.
+    #[must_use]
+    pub fn uptime_ms(&self) -> u64 {
+        u64::try_from((self.now() - self.start).as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Wall-clock time in milliseconds since 1970-01-01 UTC; 0 on a clock set before that.
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
     pub fn unix_ms(&self) -> u64 {
-        match &self.0 {
+        match &self.source {
             Source::System => SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)),
@@ -68,7 +86,7 @@ impl Clock {
     ///
     /// On the system's clock, which nobody moves.
     pub fn advance(&self, by: Duration) {
-        match &self.0 {
+        match &self.source {
             Source::System => unreachable!("only a manual clock can be advanced"),
             Source::Manual(manual) => {
                 let by = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);

@@ -6,6 +6,8 @@
 
 pub mod backoff;
 pub mod clock;
+#[cfg(test)]
+pub mod docs;
 pub mod lane;
 pub mod lifecycle;
 pub mod limits;

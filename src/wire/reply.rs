@@ -155,7 +155,13 @@ pub fn attached(out: &mut Vec<u8>, topic: &str, pattern: &str, at: &Attachment) 
 }
 
 /// Appends `subscribed` for a pattern, which matched `attached` topics at once.
-pub fn subscribed_pattern(out: &mut Vec<u8>, id: Option<u64>, pattern: &str, attached: usize) {
+pub fn subscribed_pattern(
+    out: &mut Vec<u8>,
+    id: Option<u64>,
+    pattern: &str,
+    attached: usize,
+    replaced: bool,
+) {
     #[derive(Serialize)]
     struct Body<'a> {
         r#type: &'static str,
@@ -163,8 +169,10 @@ pub fn subscribed_pattern(out: &mut Vec<u8>, id: Option<u64>, pattern: &str, att
         id: Option<u64>,
         topic: &'a str,
         attached: usize,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        replaced: bool,
     }
-    push(out, &Body { r#type: "subscribed", id, topic: pattern, attached });
+    push(out, &Body { r#type: "subscribed", id, topic: pattern, attached, replaced });
 }
 
 /// Appends `unsubscribed`.

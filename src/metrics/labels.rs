@@ -1,0 +1,143 @@
+//! The values that metric labels range over.
+
+use super::kinds::Label;
+use crate::wire::codes::{Code, GapReason};
+
+macro_rules! label {
+    ($(#[$doc:meta])* $type:ident, $key:literal, { $($(#[$vdoc:meta])* $variant:ident = $text:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $type {
+            $($(#[$vdoc])* $variant,)*
+        }
+
+        impl $type {
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                Self::VALUES[self.index()]
+            }
+        }
+
+        impl Label for $type {
+            const KEY: &'static str = $key;
+            const VALUES: &'static [&'static str] = &[$($text,)*];
+
+            fn index(self) -> usize {
+                self as usize
+            }
+        }
+    };
+}
+
+label!(
+    /// How an event came in or went out.
+    Transport, "transport", { WebSocket = "websocket", Http = "http", }
+);
+
+label!(
+    /// Why a connection was turned away before it could say anything.
+    Refused, "reason", {
+        /// The limit of connections is reached.
+        Limit = "limit",
+        /// The operating system refused a thread.
+        Thread = "thread",
+        /// The relay is stopping.
+        Stopping = "stopping",
+    }
+);
+
+label!(
+    /// Why a connection ended.
+    Closed, "reason", {
+        /// The client closed it, properly.
+        Client = "client",
+        /// The client vanished: end of stream or reset without a close frame.
+        Lost = "lost",
+        /// Nothing was heard for the heartbeat timeout.
+        Heartbeat = "heartbeat",
+        /// Nothing of what waited was taken for the write stall limit.
+        Stalled = "stalled",
+        /// A subscription with `slow: disconnect` fell out of its log.
+        Slow = "slow",
+        /// It broke the WebSocket protocol.
+        Protocol = "protocol",
+        /// It sent a message beyond the size limit.
+        TooLarge = "too_large",
+        /// An HTTP head, body or idle time took too long.
+        Deadline = "deadline",
+        /// The relay stopped.
+        Shutdown = "shutdown",
+        /// A bug: its thread panicked.
+        Panic = "panic",
+    }
+);
+
+label!(
+    /// How an HTTP request was answered.
+    HttpOutcome, "class", { Success = "2xx", Redirect = "3xx", ClientError = "4xx", ServerError = "5xx", }
+);
+
+label!(
+    /// Which bound removed an event from its log.
+    Evicted, "reason", {
+        /// The topic's bound in events.
+        Count = "count",
+        /// The topic's bound in bytes.
+        Bytes = "bytes",
+        /// The topic's bound in age.
+        Age = "age",
+        /// The relay-wide bound in bytes.
+        Memory = "memory",
+    }
+);
+
+label!(
+    /// How a position was resumed from.
+    Recovered, "mode", { Complete = "complete", Partial = "partial", Reset = "reset", }
+);
+
+impl Label for GapReason {
+    const KEY: &'static str = "reason";
+    const VALUES: &'static [&'static str] = &["truncated", "slow", "retention"];
+
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl Label for Code {
+    const KEY: &'static str = "code";
+    const VALUES: &'static [&'static str] = &[
+        "bad_request",
+        "unknown_type",
+        "too_large",
+        "unauthorized",
+        "forbidden",
+        "not_found",
+        "conflict",
+        "rate_limited",
+        "limit_exceeded",
+        "busy",
+        "unavailable",
+        "internal",
+    ];
+
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_say_what_the_wire_says() {
+        for code in Code::ALL {
+            assert_eq!(Code::VALUES[code.index()], code.as_str());
+        }
+        for reason in GapReason::ALL {
+            assert_eq!(GapReason::VALUES[reason.index()], reason.as_str());
+        }
+    }
+}

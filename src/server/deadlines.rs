@@ -1,0 +1,151 @@
+//! When a connection is to be looked at again, and what is then to be done with it.
+//!
+//! Pure: time comes in as an argument, the verdict goes out as a value.
+
+use std::{
+    cmp::{Ordering, Reverse},
+    collections::BinaryHeap,
+};
+
+use crate::{config::ConnectionSettings, metrics::labels::Closed, server::connection::Phase};
+
+/// Things to be looked at, the next one first. Times are milliseconds of uptime.
+pub(crate) struct Deadlines<T> {
+    heap: BinaryHeap<Reverse<Entry<T>>>,
+}
+
+struct Entry<T> {
+    at_ms: u64,
+    what: T,
+}
+
+impl<T> Deadlines<T> {
+    pub(crate) fn new() -> Self {
+        Self { heap: BinaryHeap::new() }
+    }
+
+    pub(crate) fn push(&mut self, at_ms: u64, what: T) {
+        self.heap.push(Reverse(Entry { at_ms, what }));
+    }
+
+    pub(crate) fn next_ms(&self) -> Option<u64> {
+        self.heap.peek().map(|Reverse(entry)| entry.at_ms)
+    }
+
+    /// Removes and returns the first one if it is due at `now_ms`.
+    pub(crate) fn pop_due(&mut self, now_ms: u64) -> Option<T> {
+        self.next_ms().filter(|at_ms| *at_ms <= now_ms)?;
+        let due = self.heap.pop().map(|Reverse(entry)| entry.what);
+        if self.heap.len() < self.heap.capacity() / 8 {
+            self.heap.shrink_to_fit();
+        }
+        due
+    }
+}
+
+impl<T> PartialEq for Entry<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.at_ms == other.at_ms
+    }
+}
+
+impl<T> Eq for Entry<T> {}
+
+impl<T> PartialOrd for Entry<T> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<T> Ord for Entry<T> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.at_ms.cmp(&other.at_ms)
+    }
+}
+
+/// What is known of a connection when it is looked at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Facts {
+    pub(crate) phase: Phase,
+    pub(crate) deadline_ms: u64,
+    pub(crate) heard_ms: u64,
+    pub(crate) pinged_ms: u64,
+}
+
+/// What is to be done with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Nothing before this time.
+    LookAgain(u64),
+    /// Send a ping, and look again at this time.
+    Ping(u64),
+    /// Say goodbye for having been silent.
+    SayBye,
+    /// End it now.
+    Cut(Closed),
+}
+
+/// An HTTP connection's deadline can come nearer while nobody looks; it is looked at this often.
+const HTTP_LOOK_MS: u64 = 1_000;
+
+/// Decides what is to be done with a connection at `now_ms`.
+pub(crate) fn step(facts: &Facts, settings: &ConnectionSettings, now_ms: u64) -> Step {
+    let millis =
+        |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    match facts.phase {
+        Phase::WebSocket => {
+            let dead_ms = facts.heard_ms.saturating_add(millis(settings.heartbeat_timeout));
+            if dead_ms <= now_ms {
+                return Step::SayBye;
+            }
+            let heartbeat_ms = millis(settings.heartbeat);
+            let ping_ms = facts.pinged_ms.saturating_add(heartbeat_ms);
+            if ping_ms <= now_ms {
+                return Step::Ping(dead_ms.min(now_ms.saturating_add(heartbeat_ms)));
+            }
+            Step::LookAgain(dead_ms.min(ping_ms))
+        }
+        _ if facts.deadline_ms <= now_ms => Step::Cut(Closed::Deadline),
+        Phase::Http | Phase::Idle => Step::LookAgain(facts.deadline_ms.min(now_ms + HTTP_LOOK_MS)),
+        Phase::Closing => Step::LookAgain(facts.deadline_ms),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look(phase: Phase, heard_ms: u64, pinged_ms: u64, now_ms: u64) -> Step {
+        let facts = Facts { phase, deadline_ms: 5_000, heard_ms, pinged_ms };
+        step(&facts, &ConnectionSettings::default(), now_ms)
+    }
+
+    #[test]
+    fn a_websocket_is_pinged_every_heartbeat_and_given_up_after_silence() {
+        assert_eq!(look(Phase::WebSocket, 0, 0, 10_000), Step::LookAgain(25_000));
+        assert_eq!(look(Phase::WebSocket, 0, 0, 25_000), Step::Ping(50_000));
+        assert_eq!(look(Phase::WebSocket, 0, 25_000, 50_000), Step::Ping(54_000));
+        assert_eq!(look(Phase::WebSocket, 0, 50_000, 53_999), Step::LookAgain(54_000));
+        assert_eq!(look(Phase::WebSocket, 0, 50_000, 54_000), Step::SayBye);
+        assert_eq!(look(Phase::WebSocket, 51_000, 50_000, 54_000), Step::LookAgain(75_000));
+    }
+
+    #[test]
+    fn an_http_connection_is_cut_at_its_deadline_and_looked_at_often() {
+        assert_eq!(look(Phase::Http, 0, 0, 0), Step::LookAgain(1_000));
+        assert_eq!(look(Phase::Idle, 0, 0, 4_500), Step::LookAgain(5_000));
+        assert_eq!(look(Phase::Http, 0, 0, 5_000), Step::Cut(Closed::Deadline));
+        assert_eq!(look(Phase::Closing, 0, 0, 0), Step::LookAgain(5_000));
+    }
+
+    #[test]
+    fn deadlines_come_in_order_and_only_when_due() {
+        let mut deadlines = Deadlines::new();
+        deadlines.push(20, 'b');
+        deadlines.push(10, 'a');
+        assert_eq!(deadlines.next_ms(), Some(10));
+        assert_eq!(deadlines.pop_due(9), None);
+        assert_eq!(deadlines.pop_due(15), Some('a'));
+        assert_eq!(deadlines.pop_due(15), None);
+    }
+}

@@ -1,0 +1,105 @@
+//! The thread that keeps deadlines: heartbeats, slow heads, goodbyes, retention.
+//!
+//! # Threads
+//!
+//! `keeper`. It waits in its lane until the next deadline.
+//!
+//! # Locks
+//!
+//! An outbox, to add a ping; the registry and logs, to sweep.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use crate::{
+    base::lane::{Receiver, RecvTimeoutError},
+    config::TopicSettings,
+    metrics::labels::Closed,
+    server::{
+        connection::{Bye, Connection},
+        deadlines::{Deadlines, Facts, Step, step},
+        relay::{Shared, grace_deadline_ms},
+    },
+    wire::codes::CloseCode,
+};
+
+/// A connection that is to be looked at.
+pub(crate) struct Watch {
+    pub(crate) connection: Weak<Connection>,
+    pub(crate) at_ms: u64,
+}
+
+/// Longest time between two sweeps of the registry.
+const SWEEP_MS_MAX: u64 = 30_000;
+/// Shortest time between two sweeps.
+const SWEEP_MS_MIN: u64 = 500;
+
+/// Serves until the lane is closed or the relay has stopped.
+pub(crate) fn run(shared: &Arc<Shared>, inbox: &Receiver<Watch>) {
+    let mut deadlines = Deadlines::new();
+    let mut sweep_ms = 0;
+    loop {
+        let now_ms = shared.clock.uptime_ms();
+        if sweep_ms <= now_ms {
+            shared.registry.sweep();
+            let (_, config) = shared.config();
+            sweep_ms = now_ms + sweep_every_ms(&config.topics);
+        }
+        while let Some(connection) = deadlines.pop_due(now_ms) {
+            look_at(shared, &connection, now_ms, &mut deadlines);
+        }
+        let next_ms = deadlines.next_ms().unwrap_or(u64::MAX).min(sweep_ms);
+        let wait = Duration::from_millis(next_ms.saturating_sub(shared.clock.uptime_ms()));
+        match inbox.recv_timeout(wait) {
+            Ok(Watch { connection, at_ms }) => deadlines.push(at_ms, connection),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        if shared.keeper_may_end() {
+            return;
+        }
+    }
+}
+
+fn look_at(
+    shared: &Shared,
+    weak: &Weak<Connection>,
+    now_ms: u64,
+    deadlines: &mut Deadlines<Weak<Connection>>,
+) {
+    let Some(connection) = weak.upgrade() else { return };
+    let facts = Facts {
+        phase: connection.phase(),
+        deadline_ms: connection.deadline_ms(),
+        heard_ms: connection.heard_ms(),
+        pinged_ms: connection.pinged_ms(),
+    };
+    let (_, config) = shared.config();
+    match step(&facts, &config.connections, now_ms) {
+        Step::LookAgain(at_ms) => deadlines.push(at_ms, Weak::clone(weak)),
+        Step::Ping(again_ms) => {
+            connection.ping(now_ms, config.connections.max_outbox);
+            deadlines.push(again_ms, Weak::clone(weak));
+        }
+        Step::SayBye => {
+            let deadline_ms = grace_deadline_ms(now_ms);
+            let code = CloseCode::HeartbeatMissed;
+            let bye = Bye { reason: "heartbeat_missed", code, reconnect_after_ms: None };
+            connection.say_bye(Closed::Heartbeat, deadline_ms, &bye);
+            connection.flush();
+            deadlines.push(deadline_ms, Weak::clone(weak));
+        }
+        Step::Cut(reason) => connection.cut(reason),
+    }
+}
+
+/// Events beyond their age go within a quarter of it, or of half a minute.
+fn sweep_every_ms(topics: &TopicSettings) -> u64 {
+    let policies = topics.rules.iter().map(|rule| &rule.policy).chain([&topics.default_policy]);
+    let ages = policies.filter_map(|policy| policy.max_age).chain([topics.forget_after]);
+    let shortest = ages.min().unwrap_or(Duration::MAX);
+    let quarter = u64::try_from(shortest.as_millis() / 4).unwrap_or(u64::MAX);
+    quarter.clamp(SWEEP_MS_MIN, SWEEP_MS_MAX)
+}

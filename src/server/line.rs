@@ -1,0 +1,212 @@
+//! The stream that a reader gives to tungstenite: bytes come from the socket, replies go to the
+//! outbox.
+//!
+//! A reader never writes to the socket. What it has to tell others (topics with news, an outbox
+//! with replies) it tells just before it waits, once for everything it did since: a burst of
+//! requests that arrived together costs one wake-up, not one each.
+//!
+//! # Threads
+//!
+//! Its connection's reader alone.
+
+use std::{
+    io::{self, Read, Write},
+    sync::Arc,
+    time::Duration,
+};
+
+use crate::{
+    base::lock,
+    config::Config,
+    metrics::labels::Closed,
+    server::{
+        connection::{Connection, Phase},
+        outbox::Pushed,
+        relay::{Shared, grace_deadline_ms},
+        writer::Command,
+    },
+    topic::Topic,
+};
+
+/// Bytes that one read takes while a client keeps the line full.
+const AHEAD_BYTES: usize = 64 * 1024;
+/// Topics that wait to be told about; beyond it they are told at once.
+const NEWS_MAX: usize = 64;
+
+/// One connection's reading half, and what is to be told before it waits.
+pub(crate) struct Line {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) connection: Arc<Connection>,
+    /// Bytes read beyond what was asked for, while the line is busy.
+    ahead: Vec<u8>,
+    ahead_from: usize,
+    /// The last read filled its buffer: more is likely to be there.
+    busy: bool,
+    /// Topics that this reader appended to.
+    news: Vec<Arc<Topic>>,
+    /// Replies went to the outbox.
+    replied: bool,
+    /// The settings in force when this line last waited.
+    config: Arc<Config>,
+    generation: u64,
+}
+
+impl Line {
+    pub(crate) fn new(shared: Arc<Shared>, connection: Arc<Connection>) -> Self {
+        let (generation, config) = shared.config();
+        Self {
+            shared,
+            connection,
+            ahead: Vec::new(),
+            ahead_from: 0,
+            busy: false,
+            news: Vec::new(),
+            replied: false,
+            config,
+            generation,
+        }
+    }
+
+    /// The settings in force when this line last waited.
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Notes that `topic` has an event that its followers do not know of.
+    pub(crate) fn has_news(&mut self, topic: &Arc<Topic>) {
+        if self.news.iter().rev().any(|known| Arc::ptr_eq(known, topic)) {
+            return;
+        }
+        if NEWS_MAX <= self.news.len() {
+            self.tell();
+        }
+        self.news.push(Arc::clone(topic));
+    }
+
+    /// Tells everybody what they do not know yet.
+    ///
+    /// # Blocking
+    ///
+    /// While a writer's lane is full.
+    pub(crate) fn tell(&mut self) {
+        for topic in self.news.drain(..) {
+            topic.wake(|writer| {
+                self.shared.writers[writer].send(Command::Wake(Arc::clone(&topic)));
+            });
+        }
+        if std::mem::take(&mut self.replied) {
+            self.connection.flush();
+        }
+    }
+
+    /// Queues a reply.
+    ///
+    /// # Blocking
+    ///
+    /// While the outbox is full because the client does not read.
+    pub(crate) fn reply(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        self.make_room();
+        // The keeper's ping may have come between; a reply goes beyond the bound rather than
+        // wait a second time.
+        self.connection.outbox.offer(usize::MAX, write);
+        self.replied = true;
+    }
+
+    /// Waits until the outbox has room for another reply.
+    ///
+    /// # Blocking
+    ///
+    /// While the client does not read.
+    pub(crate) fn make_room(&mut self) {
+        let bytes_max = self.config.connections.max_outbox;
+        if bytes_max <= self.connection.outbox.waiting() {
+            self.tell();
+            self.shared.metrics.outbox_waits.add(1);
+            self.connection.outbox.wait_for_room(bytes_max);
+        }
+    }
+
+    /// Hands a command to this connection's writer, after everything said so far.
+    pub(crate) fn command(&mut self, command: Command) {
+        self.connection.command(command);
+    }
+
+    /// Enters a phase that ends after `timeout` at the latest.
+    pub(crate) fn enter(&self, phase: Phase, timeout: Duration) {
+        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX / 2);
+        self.connection.enter(phase, self.shared.clock.uptime_ms() + timeout_ms);
+    }
+
+    /// Says that nothing more comes after what was said. The client gets a moment to close.
+    pub(crate) fn finish(&mut self, reason: Closed) {
+        let deadline_ms = grace_deadline_ms(self.shared.clock.uptime_ms());
+        self.connection.finish(reason, deadline_ms, |_| {});
+        self.replied = true;
+        self.tell();
+        self.shared.watch(&self.connection, deadline_ms);
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        lock::assert_none_held();
+        let got = loop {
+            match (&self.connection.socket).read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => break other?,
+            }
+        };
+        self.connection.heard(self.shared.clock.uptime_ms(), got);
+        self.shared.metrics.received_bytes.add(got as u64);
+        Ok(got)
+    }
+}
+
+impl Read for Line {
+    /// Reads from the socket, after telling everybody what they do not know yet.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.ahead_from < self.ahead.len() {
+            let rest = &self.ahead[self.ahead_from..];
+            let len = rest.len().min(buffer.len());
+            buffer[..len].copy_from_slice(&rest[..len]);
+            self.ahead_from += len;
+            return Ok(len);
+        }
+        self.tell();
+        if self.shared.generation() != self.generation {
+            (self.generation, self.config) = self.shared.config();
+        }
+        if self.busy {
+            let mut ahead = std::mem::take(&mut self.ahead);
+            ahead.resize(AHEAD_BYTES, 0);
+            let got = self.receive(&mut ahead)?;
+            let len = got.min(buffer.len());
+            buffer[..len].copy_from_slice(&ahead[..len]);
+            self.busy = buffer.len() < got;
+            if self.busy {
+                ahead.truncate(got);
+                self.ahead = ahead;
+                self.ahead_from = len;
+            }
+            return Ok(len);
+        }
+        let got = self.receive(buffer)?;
+        self.busy = got == buffer.len();
+        Ok(got)
+    }
+}
+
+impl Write for Line {
+    /// Queues `bytes` for the writer. Never touches the socket.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.make_room();
+        match self.connection.outbox.offer(usize::MAX, |out| out.extend_from_slice(bytes)) {
+            Pushed::Queued | Pushed::Full => self.replied = true,
+            // The last word has been said; the client's closing handshake needs no answer.
+            Pushed::Closed => {}
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

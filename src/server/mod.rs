@@ -1,0 +1,27 @@
+//! The relay as a running thing: listeners, readers, writers, keeper.
+//!
+//! # Place
+//!
+//! Above everything but `client` and `cli`.
+//!
+//! # Threads
+//!
+//! All of `ARCHITECTURE.md`'s table. Readers never write to a socket; writers never block on one.
+
+mod acceptor;
+mod connection;
+mod deadlines;
+mod keeper;
+mod line;
+mod logging;
+mod outbox;
+mod reader;
+mod relay;
+mod requests;
+mod roster;
+mod routes;
+mod system;
+mod websocket;
+mod writer;
+
+pub use relay::{Server, StartError, StopReport};

@@ -1,0 +1,189 @@
+//! What waits to be said to one connection: replies, pongs, goodbyes.
+//!
+//! Events are not here; they stay in their log until the writer copies them out.
+//!
+//! # Threads
+//!
+//! Its reader and the keeper append; its writer takes all at once. A reader whose client does not
+//! read its replies waits here, and TCP slows that client alone.
+//!
+//! # Locks
+//!
+//! [`Rank::Outbox`], innermost of the server's.
+
+use std::time::Duration;
+
+use crate::base::{
+    lock::{Rank, Ranked},
+    sync::{
+        Condvar,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+/// Bytes on their way to one connection's writer.
+pub(crate) struct Outbox {
+    inner: Ranked<Inner>,
+    room: Condvar,
+    /// The writer has been told, or is about to look.
+    told: AtomicBool,
+}
+
+#[derive(Default)]
+struct Inner {
+    bytes: Vec<u8>,
+    /// Bytes that the writer has taken but the socket has not.
+    held: usize,
+    /// Nothing will ever be sent again.
+    closed: bool,
+    /// What is here is the last that will be said.
+    finished: bool,
+}
+
+/// What a writer takes.
+pub(crate) struct Taken {
+    pub(crate) bytes: Vec<u8>,
+    /// Nothing comes after this.
+    pub(crate) finished: bool,
+}
+
+/// Whether something was taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pushed {
+    Queued,
+    /// The connection is gone or has said its last word.
+    Closed,
+    /// There is no room, and the caller does not wait.
+    Full,
+}
+
+/// How long a wait for room lasts before it looks again whether the connection still lives. It is
+/// woken by both; this only bounds the harm of a missed one.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
+impl Outbox {
+    pub(crate) fn new() -> Self {
+        let inner = Ranked::new(Rank::Outbox, Inner::default());
+        Self { inner, room: Condvar::new(), told: AtomicBool::new(false) }
+    }
+
+    /// Appends what `write` writes if fewer than `bytes_max` bytes wait. One reply may go beyond
+    /// the bound, so that a reply of any size fits into an empty outbox.
+    pub(crate) fn offer(&self, bytes_max: usize, write: impl FnOnce(&mut Vec<u8>)) -> Pushed {
+        self.inner.with(|inner| inner.offer(bytes_max, write))
+    }
+
+    /// Waits until fewer than `bytes_max` bytes wait, or the connection is closed.
+    ///
+    /// # Blocking
+    ///
+    /// As long as the client reads nothing and its writer has not given up on it.
+    pub(crate) fn wait_for_room(&self, bytes_max: usize) {
+        let has_room =
+            |inner: &mut Inner| (inner.closed || inner.waiting() < bytes_max).then_some(());
+        while self.inner.wait(&self.room, LOOK_AGAIN, has_room).is_none() {}
+    }
+
+    /// Appends the last words. Only the first ones are kept.
+    pub(crate) fn finish(&self, write: impl FnOnce(&mut Vec<u8>)) -> Pushed {
+        self.inner.with(|inner| {
+            let pushed = inner.offer(usize::MAX, write);
+            inner.finished = true;
+            pushed
+        })
+    }
+
+    /// Drops what waits and lets nothing more in.
+    pub(crate) fn close(&self) {
+        self.inner.with(|inner| {
+            inner.closed = true;
+            inner.bytes = Vec::new();
+            inner.held = 0;
+        });
+        self.room.notify_all();
+    }
+
+    /// Whether the writer must be told that something waits: true once until it takes.
+    pub(crate) fn must_tell(&self) -> bool {
+        // Release pairs with the acquire in `take`: the writer that clears the flag sees what was
+        // appended before it was set or found set.
+        !self.told.swap(true, Ordering::AcqRel)
+    }
+
+    /// Takes all that waits. What is appended after this tells the writer again.
+    pub(crate) fn take(&self) -> Taken {
+        self.told.swap(false, Ordering::AcqRel);
+        let taken = self.inner.with(|inner| Taken {
+            bytes: std::mem::take(&mut inner.bytes),
+            finished: inner.finished,
+        });
+        self.room.notify_all();
+        taken
+    }
+
+    /// Notes how many bytes the writer has taken that the socket did not.
+    pub(crate) fn hold(&self, bytes: usize) {
+        self.inner.with(|inner| inner.held = bytes);
+        self.room.notify_all();
+    }
+
+    /// Bytes that wait now, here or with the writer.
+    pub(crate) fn waiting(&self) -> usize {
+        self.inner.with(|inner| inner.waiting())
+    }
+}
+
+impl Inner {
+    fn waiting(&self) -> usize {
+        self.bytes.len() + self.held
+    }
+
+    fn offer(&mut self, bytes_max: usize, write: impl FnOnce(&mut Vec<u8>)) -> Pushed {
+        if self.closed || self.finished {
+            return Pushed::Closed;
+        }
+        if bytes_max <= self.waiting() {
+            return Pushed::Full;
+        }
+        write(&mut self.bytes);
+        Pushed::Queued
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_writer_is_told_once_until_it_takes() {
+        let outbox = Outbox::new();
+        assert_eq!(outbox.offer(10, |out| out.push(1)), Pushed::Queued);
+        assert!(outbox.must_tell());
+        assert_eq!(outbox.offer(10, |out| out.push(2)), Pushed::Queued);
+        assert!(!outbox.must_tell());
+        assert_eq!(outbox.take().bytes, [1, 2]);
+        assert!(outbox.must_tell());
+    }
+
+    #[test]
+    fn a_full_outbox_takes_last_words_and_then_nothing() {
+        let outbox = Outbox::new();
+        assert_eq!(outbox.offer(2, |out| out.extend([0; 5])), Pushed::Queued);
+        assert_eq!(outbox.offer(2, |out| out.push(1)), Pushed::Full);
+        assert_eq!(outbox.finish(|out| out.push(9)), Pushed::Queued);
+        assert_eq!(outbox.offer(100, |out| out.push(1)), Pushed::Closed);
+        assert_eq!(outbox.finish(|out| out.push(8)), Pushed::Closed);
+        let taken = outbox.take();
+        assert!(taken.finished);
+        assert_eq!(taken.bytes, [0, 0, 0, 0, 0, 9]);
+    }
+
+    #[test]
+    fn closing_ends_a_wait_for_room() {
+        let outbox = Outbox::new();
+        outbox.offer(1, |out| out.push(1));
+        outbox.close();
+        outbox.wait_for_room(1);
+        assert_eq!(outbox.waiting(), 0);
+    }
+}

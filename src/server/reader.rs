@@ -1,0 +1,239 @@
+//! One connection's reader: HTTP requests, one after the other, until one becomes a WebSocket.
+//!
+//! # Threads
+//!
+//! `conn-<id>`. It owns the reading half of the socket and waits in `read`; whoever ends the
+//! connection shuts the socket down and thereby ends the wait.
+//!
+//! # Not here
+//!
+//! What requests do (`routes`, `websocket`); how they are parsed (`http`).
+
+use std::{
+    io::Read,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::Arc,
+};
+
+use crate::{
+    http::{
+        body::BodyReader,
+        error::HttpError,
+        head::{Head, Parsed, Scanner},
+        response::{CONTINUE, Exchange, refuse},
+        upgrade::Upgrade,
+    },
+    metrics::labels::Closed,
+    name::UserName,
+    server::{
+        connection::{Connection, Phase, connection_name},
+        line::Line,
+        relay::Shared,
+        routes::{self, Answer},
+        websocket,
+        writer::Command,
+    },
+};
+
+/// Bytes that one read takes of a head or body.
+const CHUNK_BYTES: usize = 2 * 1024;
+
+/// Serves a connection from its first byte to its end. A panic in here ends this connection only.
+pub(crate) fn run(shared: &Arc<Shared>, connection: &Arc<Connection>) {
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        let line = Line::new(Arc::clone(shared), Arc::clone(connection));
+        serve(line)
+    }));
+    let reason = match &outcome {
+        Ok(_) => connection.reason().unwrap_or(Closed::Client),
+        Err(_) => {
+            connection.cut(Closed::Panic);
+            Closed::Panic
+        }
+    };
+    connection.command(Command::Detach { connection: connection.id });
+    shared.roster.remove(connection.id);
+    match outcome {
+        Ok(Ended::WebSocket(user)) => farewell(shared, connection, user.as_ref(), reason),
+        Ok(Ended::Http) => {}
+        Err(panic) => {
+            farewell(shared, connection, None, reason);
+            resume_unwind(panic);
+        }
+    }
+}
+
+enum Ended {
+    Http,
+    WebSocket(Option<UserName>),
+}
+
+fn serve(line: Line) -> Ended {
+    match serve_http(line) {
+        // The stack that the requests needed is free again before the long life begins.
+        Some((line, received)) => Ended::WebSocket(websocket::serve(line, received)),
+        None => Ended::Http,
+    }
+}
+
+/// Serves requests until the connection ends or becomes a WebSocket: then the line is returned,
+/// with what was received behind the request.
+#[inline(never)]
+fn serve_http(mut line: Line) -> Option<(Line, Vec<u8>)> {
+    let mut input = Vec::new();
+    let mut scanner = Scanner::default();
+    loop {
+        let head = match read_head(&mut line, &mut scanner, &mut input) {
+            Ok(Some(head)) => head,
+            Ok(None) => return None,
+            Err(error) => return refuse_and_end(&mut line, &Exchange::LAST, &error),
+        };
+        let config = line.config();
+        let caller = match routes::admit(&head, &config.origins) {
+            Ok(caller) => caller,
+            Err(error) => return refuse_and_end(&mut line, &Exchange::LAST, &error),
+        };
+        let exchange = Exchange::of(&head, caller);
+        match routes::upgrade(&head) {
+            Ok(None) => {}
+            Ok(Some(upgrade)) => return Some(become_websocket(line, &upgrade, input)),
+            Err(error) => return refuse_and_end(&mut line, &exchange, &error),
+        }
+        let body = match read_body(&mut line, &head, &mut input) {
+            Ok(Some(body)) => body,
+            Ok(None) => return None,
+            Err(error) => return refuse_and_end(&mut line, &exchange, &error),
+        };
+        let Answer { bytes, status } = routes::answer(&mut line, &head, &exchange, &body);
+        routes::count(&line.shared.metrics, status);
+        line.reply(|out| out.extend_from_slice(&bytes));
+        if !exchange.keep_alive || line.connection.phase() == Phase::Closing {
+            end(&mut line);
+            return None;
+        }
+    }
+}
+
+/// Reads until a whole head is there. `None` if the client ended the connection before.
+fn read_head(
+    line: &mut Line,
+    scanner: &mut Scanner,
+    input: &mut Vec<u8>,
+) -> Result<Option<Head>, HttpError> {
+    let mut idle = true;
+    if !input.is_empty() {
+        enter_request(line);
+        idle = false;
+    }
+    loop {
+        if !input.is_empty() {
+            if let Parsed::Done { head, used } = scanner.scan(input)? {
+                input.drain(..used);
+                return Ok(Some(head));
+            }
+            if std::mem::take(&mut idle) {
+                enter_request(line);
+            }
+        } else if 0 < line.connection.sent_bytes_now() {
+            let timeout = line.config().connections.idle_timeout;
+            line.enter(Phase::Idle, timeout);
+        }
+        if read_more(line, input) == 0 {
+            return Ok(None);
+        }
+    }
+}
+
+fn enter_request(line: &Line) {
+    line.enter(Phase::Http, line.config().connections.handshake_timeout);
+}
+
+/// Reads the request's body. `None` if the client ended the connection before its end.
+fn read_body(
+    line: &mut Line,
+    head: &Head,
+    input: &mut Vec<u8>,
+) -> Result<Option<Vec<u8>>, HttpError> {
+    let mut reader = BodyReader::new(head.body, line.config().connections.max_message)?;
+    let mut body = Vec::new();
+    if head.expects_continue && !reader.is_done() && input.is_empty() {
+        line.reply(|out| out.extend_from_slice(CONTINUE));
+    }
+    while !reader.is_done() {
+        if input.is_empty() && read_more(line, input) == 0 {
+            return Ok(None);
+        }
+        let used = reader.feed(input, &mut body)?;
+        input.drain(..used);
+    }
+    Ok(Some(body))
+}
+
+/// Reads some bytes behind `input`. 0 at the end of the stream, also by an error.
+fn read_more(line: &mut Line, input: &mut Vec<u8>) -> usize {
+    let len = input.len();
+    input.resize(len + CHUNK_BYTES, 0);
+    let got = match line.read(&mut input[len..]) {
+        Ok(got) => got,
+        Err(_) => {
+            line.connection.note_reason(Closed::Lost);
+            0
+        }
+    };
+    input.truncate(len + got);
+    got
+}
+
+fn become_websocket(mut line: Line, upgrade: &Upgrade, received: Vec<u8>) -> (Line, Vec<u8>) {
+    line.shared.metrics.upgraded.add(1);
+    line.reply(|out| {
+        crate::http::response::switching_protocols(out, &upgrade.accept_key, upgrade.protocol);
+    });
+    (line, received)
+}
+
+fn refuse_and_end<T>(line: &mut Line, exchange: &Exchange<'_>, error: &HttpError) -> Option<T> {
+    routes::count(&line.shared.metrics, error.status());
+    line.shared.metrics.requests_refused.add(error.code(), 1);
+    let exchange = Exchange { keep_alive: false, ..*exchange };
+    line.reply(|out| refuse(out, &exchange, error));
+    end(line);
+    None
+}
+
+/// Says that nothing more comes, and reads what the client still sends: closing at once would
+/// reset the connection, and the answer might be lost with it. The keeper bounds how long.
+fn end(line: &mut Line) {
+    line.finish(Closed::Client);
+    let mut nowhere = [0; CHUNK_BYTES];
+    while let Ok(1..) = line.read(&mut nowhere) {}
+}
+
+/// Says how a WebSocket connection ended: what an operator must know at info, the rest at debug.
+fn farewell(shared: &Shared, connection: &Connection, user: Option<&UserName>, reason: Closed) {
+    shared.metrics.disconnects.add(reason, 1);
+    let now_ms = shared.clock.uptime_ms();
+    let level = match reason {
+        Closed::Client | Closed::Shutdown => log::Level::Debug,
+        _ => log::Level::Info,
+    };
+    let suppressed = match level {
+        log::Level::Info => match shared.disconnects.allow(now_ms) {
+            Some(suppressed) => suppressed,
+            None => return,
+        },
+        _ => 0,
+    };
+    log::log!(
+        level,
+        "disconnected reason={} connection={} user={} peer={} age_s={} received_bytes={} \
+         sent_bytes={} suppressed={suppressed}",
+        reason.as_str(),
+        connection_name(connection.id),
+        user.map_or("-", UserName::as_str),
+        connection.peer,
+        (now_ms - connection.opened_ms) / 1_000,
+        connection.received_bytes_now(),
+        connection.sent_bytes_now(),
+    );
+}

@@ -1,0 +1,397 @@
+//! The relay: what starts and stops, in which order.
+//!
+//! # Threads
+//!
+//! Started by whoever owns the [`Server`]: writers and keeper first, acceptors last. Stopped in the
+//! opposite order: nobody new comes in, everybody is told, outboxes drain, readers end, then the
+//! keeper, then the writers.
+//!
+//! # Locks
+//!
+//! The settings, for one copy of a reference.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use socket2::SockRef;
+
+use crate::{
+    base::{
+        clock::Clock,
+        lane::{self, Inlet},
+        lifecycle::{Crew, Group, OnPanic, Panics, Stop},
+        limits::{CLOSE_GRACE, WORKER_STACK_BYTES},
+        lock::{Rank, Ranked},
+        random,
+        sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    config::Config,
+    metrics::{Metrics, labels::Closed},
+    server::{
+        acceptor,
+        connection::{Bye, Connection, Phase},
+        keeper::{self, Watch},
+        logging::Limiter,
+        roster::Roster,
+        system,
+        writer::{Command, Waker, Writer, WriterHandle, WriterParts},
+    },
+    topic::Registry,
+    wire::codes::CloseCode,
+};
+
+/// What all threads of one relay share.
+pub(crate) struct Shared {
+    pub(crate) clock: Clock,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) registry: Registry,
+    pub(crate) roster: Roster,
+    pub(crate) writers: Box<[WriterHandle]>,
+    pub(crate) crew: Crew,
+    pub(crate) stop: Stop,
+    /// Connections at once, as far as the operating system allows.
+    pub(crate) connections_max: u64,
+    pub(crate) next_connection: AtomicU64,
+    pub(crate) accept_errors: Limiter,
+    pub(crate) disconnects: Limiter,
+    panics: Panics,
+    keeper: Inlet<Watch>,
+    config: Ranked<Arc<Config>>,
+    /// Counts reloads, so that nobody asks for the settings who has them.
+    generation: AtomicU64,
+    draining: AtomicBool,
+    /// Nothing is left whose deadlines matter.
+    drained: AtomicBool,
+}
+
+impl Shared {
+    /// The settings in force, and their generation.
+    pub(crate) fn config(&self) -> (u64, Arc<Config>) {
+        self.config.with(|config| (self.generation(), Arc::clone(config)))
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        // Relaxed: a hint that asks for the settings, which are behind their lock.
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    /// Has the keeper look at `connection` at `at_ms` of uptime.
+    ///
+    /// # Blocking
+    ///
+    /// While the keeper's lane is full.
+    pub(crate) fn watch(&self, connection: &Arc<Connection>, at_ms: u64) {
+        // A closed lane means that the relay has stopped; its deadlines do not matter any more.
+        drop(self.keeper.send(Watch { connection: Arc::downgrade(connection), at_ms }));
+    }
+
+    pub(crate) fn keeper_may_end(&self) -> bool {
+        // Relaxed: a flag that only ever rises, looked at again after each wake-up.
+        self.drained.load(Ordering::Relaxed)
+    }
+
+    /// Whether the relay can serve, or why not.
+    pub(crate) fn readiness(&self) -> Result<(), &'static str> {
+        if self.draining.load(Ordering::Relaxed) {
+            return Err("the relay is stopping");
+        }
+        Ok(())
+    }
+
+    /// Refreshes the gauges that are read rather than kept.
+    pub(crate) fn sample(&self) {
+        let depth = self.writers.iter().map(|writer| writer.inlet.depth() as u64).sum();
+        self.metrics.commands_depth.set(depth);
+        self.metrics.topics.set(self.registry.len() as u64);
+        self.metrics.log_bytes.set(self.registry.bytes());
+        self.metrics.threads_panicked.set(self.panics.load(Ordering::Relaxed));
+        let fixed = self.writers.len() + 1 + self.config().1.listen.len();
+        self.metrics.threads.set((self.crew.running() + fixed) as u64);
+    }
+}
+
+/// A running relay.
+///
+/// ```
+/// use landline::{config::Config, server::Server};
+///
+/// let config = Config { listen: vec!["127.0.0.1:0".into()], ..Config::default() };
+/// let server = Server::start(config)?;
+/// println!("listening on http://{}", server.addresses()[0]);
+/// let report = server.stop();
+/// assert!(report.late.is_empty());
+/// # Ok::<(), landline::server::StartError>(())
+/// ```
+pub struct Server {
+    shared: Arc<Shared>,
+    addresses: Vec<SocketAddr>,
+    listeners: Vec<Arc<TcpListener>>,
+    acceptors: Group,
+    keeper: Group,
+    writers: Group,
+}
+
+/// Why a relay did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    #[error("cannot listen on {address}")]
+    Listen { address: String, source: io::Error },
+    #[error("cannot start the thread {name}")]
+    Thread { name: String, source: io::Error },
+    #[error("cannot open a bell for writer {writer}")]
+    Bell { writer: usize, source: io::Error },
+}
+
+/// How a stop went.
+#[derive(Debug)]
+pub struct StopReport {
+    /// Threads that had not ended at the deadline.
+    pub late: Vec<String>,
+    /// Connections that were cut off rather than closed.
+    pub cut: usize,
+}
+
+impl Server {
+    /// Starts a relay with `config`.
+    ///
+    /// # Errors
+    ///
+    /// A listener cannot be bound, or the operating system refuses a thread. Nothing is left
+    /// running.
+    pub fn start(config: Config) -> Result<Server, StartError> {
+        system::raise_descriptor_limit();
+        let clock = Clock::default();
+        let metrics = Arc::new(Metrics::default());
+        let stop = Stop::default();
+        let panics = Panics::default();
+        let connections_max = fit_connections(config.connections.max_connections as u64);
+        metrics.connections_limit.set(connections_max);
+        metrics.reload_ok.set(1);
+        let bound = bind_all(&config.listen)?;
+
+        let mut writers = Group::new(stop.clone(), Arc::clone(&panics));
+        let handles = start_writers(&mut writers, &config, &clock, &metrics)?;
+        let limit = lane::COMMANDS.capacity * config.writers;
+        metrics.commands_limit.set(limit as u64);
+        let (keeper_inlet, keeper_outlet) = lane::open(lane::DEADLINES);
+        let topics = config.topics.clone();
+        let shared = Arc::new(Shared {
+            registry: Registry::new(topics, config.writers, clock.clone(), Arc::clone(&metrics)),
+            roster: Roster::new(Arc::clone(&metrics)),
+            writers: handles,
+            crew: Crew::new(stop.clone(), Arc::clone(&panics)),
+            stop: stop.clone(),
+            connections_max,
+            next_connection: AtomicU64::new(1),
+            accept_errors: Limiter::default(),
+            disconnects: Limiter::default(),
+            panics: Arc::clone(&panics),
+            keeper: keeper_inlet,
+            config: Ranked::new(Rank::Settings, Arc::new(config)),
+            generation: AtomicU64::new(0),
+            draining: AtomicBool::new(false),
+            drained: AtomicBool::new(false),
+            clock,
+            metrics,
+        });
+        let mut server = Server {
+            shared: Arc::clone(&shared),
+            addresses: Vec::new(),
+            listeners: Vec::new(),
+            acceptors: Group::new(stop.clone(), Arc::clone(&panics)),
+            keeper: Group::new(stop, panics),
+            writers,
+        };
+        let keeper_shared = Arc::clone(&shared);
+        let body = move || keeper::run(&keeper_shared, &keeper_outlet);
+        spawn(&mut server.keeper, "keeper".to_owned(), body)?;
+        for (index, (listener, address)) in bound.into_iter().enumerate() {
+            let listener = Arc::new(listener);
+            let (shared, own) = (Arc::clone(&shared), Arc::clone(&listener));
+            let body = move || acceptor::run(&shared, &own);
+            spawn(&mut server.acceptors, format!("accept-{index}"), body)?;
+            server.addresses.push(address);
+            server.listeners.push(listener);
+        }
+        Ok(server)
+    }
+
+    /// Where the relay listens, with the real ports.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// The signal that is raised when a thread that others depend on has panicked.
+    #[must_use]
+    pub fn stop_signal(&self) -> Stop {
+        self.shared.stop.clone()
+    }
+
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        self.shared.sample();
+        &self.shared.metrics
+    }
+
+    /// Puts `config` into force as far as it can change while the relay runs: everything but the
+    /// listeners, the number of writers and of connections.
+    ///
+    /// # Blocking
+    ///
+    /// While a writer's lane is full.
+    pub fn reload(&self, config: Config) {
+        self.shared.registry.apply(config.topics.clone());
+        let settings = config.connections;
+        self.shared.config.with(|current| {
+            *current = Arc::new(config);
+            self.shared.generation.fetch_add(1, Ordering::Relaxed);
+        });
+        for writer in &self.shared.writers {
+            writer.send(Command::Settings(settings));
+        }
+        self.shared.metrics.reload_ok.set(1);
+    }
+
+    /// Notes that a reload was refused and the old settings stay.
+    pub fn note_failed_reload(&self) {
+        self.shared.metrics.reloads_failed.add(1);
+        self.shared.metrics.reload_ok.set(0);
+    }
+
+    /// Stops: nobody new comes in, everybody is told when to come back, what waits is sent, all
+    /// threads end.
+    ///
+    /// # Blocking
+    ///
+    /// At most the configured drain time and a second.
+    #[must_use]
+    pub fn stop(self) -> StopReport {
+        let Server { shared, listeners, acceptors, keeper, writers, .. } = self;
+        let clock = &shared.clock;
+        let drain = shared.config().1.drain;
+        let deadline = clock.now() + drain;
+        shared.draining.store(true, Ordering::Relaxed);
+        shared.stop.raise(crate::base::lifecycle::Cause::Requested);
+        for listener in &listeners {
+            // Wakes the acceptor, which sees that the relay stops.
+            drop(SockRef::from(&**listener).shutdown(std::net::Shutdown::Both));
+        }
+        let mut late = acceptors.join(deadline);
+        say_bye_to_all(&shared, drain);
+        _ = shared.crew.join(clock, deadline);
+        let left = shared.roster.all();
+        for connection in &left {
+            connection.cut(Closed::Shutdown);
+        }
+        let last = clock.now() + LAST_MOMENT;
+        let stuck = shared.crew.join(clock, last);
+        late.extend((0..stuck).map(|_| "conn".to_owned()));
+        shared.drained.store(true, Ordering::Relaxed);
+        drop(shared.keeper.offer(Watch { connection: Weak::new(), at_ms: 0 }));
+        late.extend(keeper.join(last));
+        for writer in &shared.writers {
+            writer.send(Command::Stop);
+        }
+        late.extend(writers.join(last));
+        StopReport { late, cut: left.len() }
+    }
+}
+
+/// What threads get to end in, after the drain time.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
+
+/// Tells every client to come back, each at its own time within the drain window, so that a
+/// restart is not met by all of them at once.
+fn say_bye_to_all(shared: &Arc<Shared>, drain: Duration) {
+    let window_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX);
+    let deadline_ms = shared.clock.uptime_ms() + window_ms;
+    for connection in shared.roster.all() {
+        match connection.phase() {
+            Phase::WebSocket => {
+                let code = CloseCode::GoingAway;
+                let after = Some(random::below(window_ms.max(1)));
+                let bye = Bye { reason: "shutdown", code, reconnect_after_ms: after };
+                connection.say_bye(Closed::Shutdown, deadline_ms, &bye);
+                connection.flush();
+            }
+            // Nobody waits for an answer.
+            Phase::Idle => connection.cut(Closed::Shutdown),
+            Phase::Http | Phase::Closing => {}
+        }
+    }
+}
+
+fn bind_all(listen: &[String]) -> Result<Vec<(TcpListener, SocketAddr)>, StartError> {
+    let bind = |address: &String| {
+        let listener = acceptor::bind(address)?;
+        let local = listener.local_addr()?;
+        Ok((listener, local))
+    };
+    listen
+        .iter()
+        .map(|address| {
+            bind(address).map_err(|source| StartError::Listen { address: address.clone(), source })
+        })
+        .collect()
+}
+
+fn start_writers(
+    group: &mut Group,
+    config: &Config,
+    clock: &Clock,
+    metrics: &Arc<Metrics>,
+) -> Result<Box<[WriterHandle]>, StartError> {
+    let mut handles = Vec::with_capacity(config.writers);
+    for index in 0..config.writers {
+        let (inlet, inbox) = lane::open(lane::COMMANDS);
+        let waker = Waker::new().map_err(|source| StartError::Bell { writer: index, source })?;
+        let waker = Arc::new(waker);
+        let parts = WriterParts {
+            index,
+            inbox,
+            waker: Arc::clone(&waker),
+            settings: config.connections,
+            clock: clock.clone(),
+            metrics: Arc::clone(metrics),
+        };
+        spawn(group, format!("writer-{index}"), move || Writer::new(parts).run())?;
+        handles.push(WriterHandle { inlet, waker });
+    }
+    Ok(handles.into())
+}
+
+fn spawn(
+    group: &mut Group,
+    name: String,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<(), StartError> {
+    group
+        .spawn(name.clone(), WORKER_STACK_BYTES, OnPanic::StopServer, body)
+        .map_err(|source| StartError::Thread { name, source })
+}
+
+/// Fits the limit of connections to what the operating system allows, with a warning.
+fn fit_connections(wanted: u64) -> u64 {
+    match system::tightest_bound() {
+        Some(bound) if bound.connections < wanted => {
+            log::warn!(
+                "max_connections is lowered from {wanted} to {} by {}",
+                bound.connections,
+                bound.name
+            );
+            bound.connections
+        }
+        _ => wanted,
+    }
+}
+
+/// How long before the keeper must look at a connection that closes.
+pub(crate) fn grace_deadline_ms(now_ms: u64) -> u64 {
+    now_ms + u64::try_from(CLOSE_GRACE.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,393 @@
+//! One WebSocket connection, reading side: requests in, replies to the outbox, cursors to the
+//! writer.
+//!
+//! # Threads
+//!
+//! `conn-<id>`, its connection's reader.
+//!
+//! # Not here
+//!
+//! What is sent (`writer`), when a silent client is given up (`keeper`).
+
+use std::{collections::HashMap, sync::Arc};
+
+use tungstenite::{
+    Error, Message,
+    error::{CapacityError, ProtocolError},
+    protocol::{Role, WebSocketConfig, WebSocketContext},
+};
+
+use crate::{
+    metrics::labels::{Closed, Transport},
+    name::{Filter, Name, Pattern, UserName},
+    server::{
+        connection::{Bye, Phase, connection_name},
+        line::Line,
+        relay::grace_deadline_ms,
+        requests::check_writable,
+        writer::{By, Command, Follow, PatternOpened},
+    },
+    topic::{Draft, Follower, Topic},
+    wire::{
+        codes::{CloseCode, Code},
+        json,
+        position::From,
+        reply::{self, Welcome},
+        request::{self, Decoded, Publish, Refusal, Request, SlowPolicy},
+    },
+};
+
+/// Bytes that tungstenite reads at once. Its default of 128 KiB would be 1.3 GB for 10,000
+/// connections; a busy line reads ahead by itself.
+const READ_BUFFER_BYTES: usize = 4 * 1024;
+
+/// One connection's session.
+pub(crate) struct Session {
+    line: Line,
+    user: Option<UserName>,
+    /// The user's name as a JSON string, as it goes into events.
+    user_json: Option<Vec<u8>>,
+    /// What is subscribed to; patterns by the number of their subscription.
+    subscriptions: HashMap<Filter, u64>,
+    next_subscription: u64,
+    /// The topic last published to.
+    topic: Option<Arc<Topic>>,
+}
+
+/// Serves a connection until it ends. `received` came behind the HTTP head.
+pub(crate) fn serve(line: Line, received: Vec<u8>) -> Option<UserName> {
+    let mut session = Session {
+        line,
+        user: None,
+        user_json: None,
+        subscriptions: HashMap::new(),
+        next_subscription: 0,
+        topic: None,
+    };
+    session.line.connection.enter(Phase::WebSocket, 0);
+    let max_message = session.line.config().connections.max_message;
+    let config = WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER_BYTES)
+        .write_buffer_size(0)
+        .max_message_size(Some(max_message))
+        .max_frame_size(Some(max_message));
+    let mut context = WebSocketContext::from_partially_read(received, Role::Server, Some(config));
+    loop {
+        match context.read(&mut session.line) {
+            Ok(Message::Text(text)) => session.handle(&text),
+            Ok(Message::Binary(_)) if session.has_ended() => {}
+            Ok(Message::Binary(_)) => session.end(
+                Closed::Protocol,
+                CloseCode::Unsupported,
+                "binary frames are not part of landline.v1",
+            ),
+            Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => {}
+            Ok(Message::Close(_)) => session.line.connection.note_reason(Closed::Client),
+            Err(error) => {
+                session.fail(&error);
+                break;
+            }
+        }
+    }
+    session.leave();
+    session.user
+}
+
+impl Session {
+    /// Handles one message. Whatever is wrong with it costs its sender an error reply and nobody
+    /// else anything.
+    fn handle(&mut self, text: &str) {
+        if self.has_ended() {
+            return;
+        }
+        let Decoded { id, request } = request::decode(text);
+        let outcome = match request {
+            Ok(Request::Publish(publish)) => self.publish(id, &publish),
+            Ok(Request::Subscribe { filter, from, slow }) => {
+                self.subscribe(id, filter, &from, slow)
+            }
+            Ok(Request::Unsubscribe { filter }) => self.unsubscribe(id, filter),
+            Ok(Request::History { topic, from, limit }) => {
+                self.history(id, &topic, from.as_ref(), limit)
+            }
+            Ok(Request::Hello { user, client }) => {
+                self.hello(id, user, client.as_deref());
+                Ok(())
+            }
+            Ok(Request::Ping) => {
+                let now_ms = self.line.shared.clock.unix_ms();
+                self.line.reply(|out| reply::pong(out, id, now_ms));
+                Ok(())
+            }
+            Err(refusal) => Err(refusal),
+        };
+        if let Err(refusal) = outcome {
+            self.line.shared.metrics.requests_refused.add(refusal.code, 1);
+            self.line.reply(|out| reply::error(out, id, None, &refusal));
+        }
+    }
+
+    fn publish(&mut self, id: Option<u64>, publish: &Publish<'_>) -> Result<(), Refusal> {
+        let known = self.topic.take().filter(|topic| topic.name().as_str() == publish.topic);
+        let mut topic = match known {
+            Some(topic) => topic,
+            None => {
+                let name = request::parse_topic(&publish.topic)?;
+                check_writable(&name)?;
+                self.line.shared.open_topic(&name)?
+            }
+        };
+        let name = publish.name.as_deref().map(|name| {
+            let mut text = Vec::with_capacity(name.len() + 2);
+            json::push_string(&mut text, name);
+            text
+        });
+        let draft = Draft {
+            user: self.user_json.as_deref(),
+            name: name.as_deref(),
+            data: publish.data,
+            key: publish.key.as_deref(),
+        };
+        let done = self.line.shared.publish(&mut topic, &draft, Transport::WebSocket);
+        if let Ok(done) = &done
+            && !done.receipt.duplicate
+        {
+            self.line.has_news(&topic);
+        }
+        self.topic = Some(topic);
+        let receipt = done?.receipt;
+        if let Some(id) = id {
+            self.line.reply(|out| reply::published(out, id, &receipt));
+        }
+        Ok(())
+    }
+
+    fn subscribe(
+        &mut self,
+        id: Option<u64>,
+        filter: Filter,
+        from: &From,
+        slow: SlowPolicy,
+    ) -> Result<(), Refusal> {
+        let max = self.line.config().connections.max_subscriptions;
+        let known = self.subscriptions.contains_key(&filter);
+        if !known && max <= self.subscriptions.len() {
+            let message = format!(
+                "this connection already has {max} subscriptions, which is its limit; a pattern \
+                 counts as one"
+            );
+            return Err(Refusal::new(Code::LimitExceeded, message));
+        }
+        // The reply comes from the writer, in order with the events that follow it.
+        self.line.make_room();
+        match &filter {
+            Filter::Topic(name) => self.subscribe_topic(id, name, from, slow)?,
+            Filter::Pattern(pattern) => {
+                let pattern = pattern.clone();
+                self.subscribe_pattern(id, &pattern, from, slow)?;
+            }
+        }
+        if !known {
+            self.line.shared.metrics.subscriptions.add(1);
+        }
+        self.subscriptions.insert(filter, self.next_subscription);
+        Ok(())
+    }
+
+    fn subscribe_topic(
+        &mut self,
+        request: Option<u64>,
+        name: &Name,
+        from: &From,
+        slow: SlowPolicy,
+    ) -> Result<(), Refusal> {
+        let connection = &self.line.connection;
+        let topic = self.line.shared.open_and_follow(name, connection.writer)?;
+        let start = self.line.shared.start(&topic, from);
+        let by = By::Name { request, slow };
+        let follow = Box::new(Follow { connection: connection.id, topic, start, by });
+        self.line.command(Command::Follow(follow));
+        Ok(())
+    }
+
+    fn subscribe_pattern(
+        &mut self,
+        request: Option<u64>,
+        pattern: &Pattern,
+        from: &From,
+        slow: SlowPolicy,
+    ) -> Result<(), Refusal> {
+        let shared = Arc::clone(&self.line.shared);
+        // Topics that the client has a position in must exist, so that it hears what became of
+        // that position.
+        if let From::Positions(positions) = from {
+            for (name, _) in positions {
+                shared.open_topic(name)?;
+            }
+        }
+        let filter = Filter::Pattern(pattern.clone());
+        let old = self.subscriptions.get(&filter).copied();
+        if let Some(old) = old {
+            self.end_subscription(None, &filter, old, true);
+        }
+        self.next_subscription += 1;
+        let (connection, subscription) = (self.line.connection.id, self.next_subscription);
+        self.line.command(Command::OpenPattern {
+            connection,
+            subscription,
+            pattern: pattern.clone(),
+            slow,
+        });
+        let writer = self.line.connection.writer;
+        let follower = Follower { writer, connection, subscription };
+        let topics = shared.registry.follow_pattern(pattern, follower);
+        self.line.command(Command::PatternOpened(PatternOpened {
+            connection,
+            subscription,
+            request,
+            attached: topics.len(),
+            replaced: old.is_some(),
+        }));
+        let positions: HashMap<&Name, From> = match from {
+            From::Positions(list) => {
+                list.iter().map(|(name, position)| (name, From::After(*position))).collect()
+            }
+            _ => HashMap::new(),
+        };
+        for topic in topics {
+            if !topic.follow(writer) {
+                continue;
+            }
+            let start = shared.start(&topic, positions.get(topic.name()).unwrap_or(from));
+            let by = By::Pattern { subscription };
+            let follow = Box::new(Follow { connection, topic, start, by });
+            self.line.command(Command::Follow(follow));
+        }
+        Ok(())
+    }
+
+    fn unsubscribe(&mut self, id: Option<u64>, filter: Filter) -> Result<(), Refusal> {
+        let Some(subscription) = self.subscriptions.remove(&filter) else {
+            let message = format!("this connection is not subscribed to {filter}");
+            return Err(Refusal { field: Some("topic"), ..Refusal::new(Code::NotFound, message) });
+        };
+        self.line.make_room();
+        self.line.shared.metrics.subscriptions.sub(1);
+        self.end_subscription(id, &filter, subscription, id.is_none());
+        Ok(())
+    }
+
+    fn end_subscription(
+        &mut self,
+        request: Option<u64>,
+        filter: &Filter,
+        subscription: u64,
+        quiet: bool,
+    ) {
+        let connection = self.line.connection.id;
+        if let Filter::Pattern(pattern) = filter {
+            let writer = self.line.connection.writer;
+            let follower = Follower { writer, connection, subscription };
+            self.line.shared.registry.unfollow_pattern(pattern, follower);
+        }
+        let filter = filter.clone();
+        self.line.command(Command::Unfollow { connection, request, filter, subscription, quiet });
+    }
+
+    fn history(
+        &mut self,
+        id: Option<u64>,
+        topic: &Name,
+        from: Option<&From>,
+        limit: u64,
+    ) -> Result<(), Refusal> {
+        let (head, events) = self.line.shared.history(topic.as_str(), from, limit)?;
+        self.line.reply(|out| reply::history(out, id, topic.as_str(), &head, &events));
+        Ok(())
+    }
+
+    fn hello(&mut self, id: Option<u64>, user: Option<UserName>, client: Option<&str>) {
+        if let Some(user) = user {
+            let mut text = Vec::new();
+            json::push_string(&mut text, user.as_str());
+            self.user_json = Some(text);
+            self.user = Some(user);
+        }
+        let limits = self.line.config().connections;
+        let connection = connection_name(self.line.connection.id);
+        log::debug!(
+            "hello connection={connection} user={:?} client={:?}",
+            self.user.as_ref().map(UserName::as_str),
+            client
+        );
+        let welcome = Welcome {
+            connection: &connection,
+            user: self.user.as_ref().map(UserName::as_str),
+            heartbeat_ms: u64::try_from(limits.heartbeat.as_millis()).unwrap_or(u64::MAX),
+            max_message_bytes: limits.max_message,
+        };
+        self.line.reply(|out| reply::welcome(out, id, &welcome));
+    }
+
+    /// Ends the connection with a goodbye and a close frame; reading goes on until the client has
+    /// closed its side, or its grace is over.
+    fn end(&mut self, reason: Closed, code: CloseCode, text: &str) {
+        let deadline_ms = grace_deadline_ms(self.line.shared.clock.uptime_ms());
+        let bye = Bye { reason: text, code, reconnect_after_ms: None };
+        self.line.connection.say_bye(reason, deadline_ms, &bye);
+        self.line.connection.flush();
+        self.line.shared.watch(&self.line.connection, deadline_ms);
+    }
+
+    /// Whether the last word has been said, here or by another thread.
+    fn has_ended(&self) -> bool {
+        self.line.connection.phase() == Phase::Closing
+    }
+
+    /// Reading has ended: properly, by a broken line, or because the client broke a rule.
+    fn fail(&mut self, error: &Error) {
+        let connection = Arc::clone(&self.line.connection);
+        match error {
+            Error::ConnectionClosed | Error::AlreadyClosed => {
+                connection.note_reason(Closed::Client);
+            }
+            Error::Io(_) | Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => {
+                connection.note_reason(Closed::Lost);
+            }
+            Error::Capacity(CapacityError::MessageTooLong { size, max_size }) => {
+                let text = format!("a message has {size} bytes, allowed are {max_size}");
+                self.end(Closed::TooLarge, CloseCode::TooBig, &text);
+                self.discard();
+            }
+            Error::Utf8(_) => {
+                let text = "a text frame is not UTF-8";
+                self.end(Closed::Protocol, CloseCode::InvalidText, text);
+                self.discard();
+            }
+            other => {
+                self.end(Closed::Protocol, CloseCode::Protocol, &other.to_string());
+                self.discard();
+            }
+        }
+    }
+
+    /// Reads and drops what a client still sends after the last word, so that the word is not
+    /// lost to a reset; the keeper bounds how long.
+    fn discard(&mut self) {
+        let mut nowhere = [0; 1024];
+        while let Ok(1..) = std::io::Read::read(&mut self.line, &mut nowhere) {}
+    }
+
+    fn leave(&mut self) {
+        self.line.tell();
+        let metrics = Arc::clone(&self.line.shared.metrics);
+        metrics.subscriptions.sub(self.subscriptions.len() as u64);
+        let (connection, writer) = (self.line.connection.id, self.line.connection.writer);
+        for (filter, subscription) in std::mem::take(&mut self.subscriptions) {
+            if let Filter::Pattern(pattern) = filter {
+                let follower = Follower { writer, connection, subscription };
+                self.line.shared.registry.unfollow_pattern(&pattern, follower);
+            }
+        }
+    }
+}

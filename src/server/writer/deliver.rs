@@ -1,0 +1,510 @@
+//! Delivering is moving a cursor: take what lies behind it, hand it on, move.
+//!
+//! Live delivery, replay and catching up after a stall are this one thing with different starts.
+
+use std::sync::Arc;
+
+use super::{
+    ARENA_BYTES, By, Feed, Follow, PatternOpened, Peer, Writer,
+    peer::{Following, OpenPattern, Part, PartKind},
+};
+use crate::{
+    base::{limits::TURN_BYTES, lock},
+    metrics::labels::Closed,
+    name::{Filter, Pattern},
+    server::connection::{Bye, Connection},
+    topic::{Copied, Start, Topic},
+    wire::{
+        codes::{CloseCode, Code, GapReason},
+        reply::{self, Attachment},
+        request::{Refusal, SlowPolicy},
+    },
+};
+
+impl Writer {
+    pub(super) fn attach(&mut self, connection: Arc<Connection>) {
+        let id = connection.id;
+        let peer = self.peers.insert(Peer::new(connection));
+        self.by_connection.insert(id, peer);
+    }
+
+    pub(super) fn detach(&mut self, connection: u64) {
+        let Some(&index) = self.by_connection.get(&connection) else { return };
+        self.drop_follows(index);
+        let peer = &mut self.peers[index];
+        peer.detached = true;
+        peer.finishing = true;
+        self.take_outbox(index);
+        // What still waits goes in this turn; then, or when it does not fit for too long, the peer
+        // goes too.
+        self.touch(index);
+    }
+
+    /// Forgets a peer. The last reference to its connection closes the socket.
+    pub(super) fn remove(&mut self, index: usize) {
+        self.drop_follows(index);
+        let peer = self.peers.remove(index);
+        self.by_connection.remove(&peer.connection.id);
+        if peer.is_stalled() {
+            self.stalled.retain(|stalled| *stalled != index);
+            self.metrics.stalled.sub(1);
+        }
+    }
+
+    pub(super) fn drop_follows(&mut self, index: usize) {
+        let peer = &mut self.peers[index];
+        peer.behind.clear();
+        peer.patterns.clear();
+        peer.parts.clear();
+        for (feed, following) in std::mem::take(&mut peer.follows) {
+            self.leave(index, feed, &following);
+        }
+    }
+
+    /// Takes a peer out of a feed, and the feed out of the writer if it was the last.
+    fn leave(&mut self, index: usize, feed_index: usize, following: &Following) {
+        let now_ms = self.clock.unix_ms();
+        let feed = &mut self.feeds[feed_index];
+        if following.cursor.is_none() {
+            feed.leave_group(index);
+        }
+        feed.followers -= 1;
+        feed.topic.unfollow(self.index, now_ms);
+        self.metrics.cursors.sub(1);
+        if feed.followers == 0 {
+            let feed = self.feeds.remove(feed_index);
+            self.by_topic.remove(&address(&feed.topic));
+        }
+    }
+
+    pub(super) fn follow(&mut self, follow: Follow) {
+        let Some(&index) = self.by_connection.get(&follow.connection) else {
+            follow.topic.unfollow(self.index, self.clock.unix_ms());
+            return;
+        };
+        if let By::Pattern { subscription } = follow.by {
+            match self.peers[index].patterns.get_mut(&subscription) {
+                None => return follow.topic.unfollow(self.index, self.clock.unix_ms()),
+                Some(OpenPattern { held: Some(held), .. }) => return held.push(follow),
+                Some(_) => {}
+            }
+        }
+        self.place(index, &follow);
+    }
+
+    /// Gives a peer a cursor, or moves the one it has, and says so.
+    fn place(&mut self, index: usize, follow: &Follow) {
+        let Follow { topic, start, by, .. } = follow;
+        let existing = self.by_topic.get(&address(topic)).copied();
+        let existing = existing.filter(|feed| self.peers[index].follows.contains_key(feed));
+        if self.peers[index].finishing {
+            return topic.unfollow(self.index, self.clock.unix_ms());
+        }
+        if existing.is_none() && self.settings.max_cursors <= self.peers[index].follows.len() {
+            topic.unfollow(self.index, self.clock.unix_ms());
+            return self.refuse_cursor(index, topic, *by);
+        }
+        if existing.is_some() {
+            // The topic counts followers, not reasons to follow.
+            topic.unfollow(self.index, self.clock.unix_ms());
+        }
+        match (*by, existing) {
+            (By::Pattern { subscription }, Some(feed)) => {
+                let at = self.feeds[feed].at;
+                let following = self.peers[index].follows.get_mut(&feed);
+                let following = following.expect("existing means that it follows");
+                following.by_pattern.push(subscription);
+                let start = Start { seq: following.cursor.unwrap_or(at), recovery: None };
+                self.announce(index, topic, &start, *by, true);
+            }
+            (By::Name { slow, .. }, Some(feed)) => {
+                self.announce(index, topic, start, *by, true);
+                let mut following = self.take_following(index, feed);
+                following.by_name = Some(slow);
+                self.stand(index, feed, start.seq, following);
+            }
+            (_, None) => {
+                self.announce(index, topic, start, *by, false);
+                let feed = self.feed(topic, start.seq);
+                self.feeds[feed].followers += 1;
+                self.metrics.cursors.add(1);
+                let mut following = Following { replaying: true, ..Following::default() };
+                match *by {
+                    By::Name { slow, .. } => following.by_name = Some(slow),
+                    By::Pattern { subscription } => following.by_pattern.push(subscription),
+                }
+                self.stand(index, feed, start.seq, following);
+            }
+        }
+    }
+
+    fn refuse_cursor(&mut self, index: usize, topic: &Arc<Topic>, by: By) {
+        let max = self.settings.max_cursors;
+        let message = format!(
+            "this connection already follows {max} topics, which is its limit; {} is not delivered",
+            topic.name()
+        );
+        let refusal = Refusal::new(Code::LimitExceeded, message);
+        self.metrics.requests_refused.add(Code::LimitExceeded, 1);
+        let request = match by {
+            By::Name { request, .. } => request,
+            By::Pattern { .. } => None,
+        };
+        self.control(index, |out| {
+            reply::error(out, request, Some(topic.name().as_str()), &refusal);
+        });
+    }
+
+    /// Takes a cursor out of its place, to be stood elsewhere.
+    fn take_following(&mut self, index: usize, feed: usize) -> Following {
+        let peer = &mut self.peers[index];
+        let mut following = peer.follows.remove(&feed).unwrap_or_default();
+        if following.cursor.take().is_some() {
+            peer.behind.retain(|behind| *behind != feed);
+        } else {
+            self.feeds[feed].leave_group(index);
+        }
+        following.replaying = true;
+        following
+    }
+
+    /// Stands a cursor at `seq`: with the feed's group if that is where the group is, else behind.
+    /// Only who has reached the tail makes a new group, so that no cursor is ever ahead of one.
+    fn stand(&mut self, index: usize, feed_index: usize, seq: u64, mut following: Following) {
+        // The position may have been looked up after the group last moved.
+        while self.feeds[feed_index].at < seq && !self.feeds[feed_index].group.is_empty() {
+            self.arena.clear();
+            self.move_group(feed_index, seq);
+            self.send_touched();
+            self.arena.clear();
+        }
+        let feed = &mut self.feeds[feed_index];
+        let at_tail = feed.group.is_empty() && feed.topic.look(|log| log.tail()) == seq;
+        if at_tail {
+            feed.at = seq;
+        }
+        if at_tail || (feed.at == seq && !feed.group.is_empty()) {
+            following.replaying = false;
+            feed.group.push(index);
+            self.peers[index].follows.insert(feed_index, following);
+            self.queue(feed_index);
+        } else {
+            following.cursor = Some(seq);
+            let peer = &mut self.peers[index];
+            peer.follows.insert(feed_index, following);
+            peer.behind.push(feed_index);
+            self.queue_lagging(index);
+        }
+    }
+
+    fn announce(&mut self, index: usize, topic: &Topic, start: &Start, by: By, existing: bool) {
+        let attachment = topic.look(|log| Attachment {
+            epoch: log.epoch(),
+            seq: start.seq,
+            first: log.first(),
+            tail: log.tail(),
+            recovery: start.recovery,
+            existing,
+        });
+        let name = topic.name().as_str();
+        let pattern = match by {
+            By::Name { .. } => None,
+            By::Pattern { subscription } => {
+                let open = self.peers[index].patterns.get(&subscription);
+                open.map(|open| open.pattern.clone())
+            }
+        };
+        self.control(index, |out| match (by, pattern) {
+            (By::Name { request, .. }, _) => reply::subscribed(out, request, name, &attachment),
+            (_, Some(pattern)) => reply::attached(out, name, pattern.as_str(), &attachment),
+            (By::Pattern { .. }, None) => {}
+        });
+    }
+
+    fn feed(&mut self, topic: &Arc<Topic>, at: u64) -> usize {
+        *self
+            .by_topic
+            .entry(address(topic))
+            .or_insert_with(|| self.feeds.insert(Feed::new(Arc::clone(topic), at)))
+    }
+
+    pub(super) fn open_pattern(
+        &mut self,
+        connection: u64,
+        subscription: u64,
+        pattern: Pattern,
+        slow: SlowPolicy,
+    ) {
+        if let Some(&index) = self.by_connection.get(&connection) {
+            let open = OpenPattern { pattern, slow, held: Some(Vec::new()) };
+            self.peers[index].patterns.insert(subscription, open);
+        }
+    }
+
+    pub(super) fn pattern_opened(&mut self, opened: &PatternOpened) {
+        let &PatternOpened { connection, subscription, request, attached, replaced } = opened;
+        let Some(&index) = self.by_connection.get(&connection) else { return };
+        let Some(open) = self.peers[index].patterns.get_mut(&subscription) else { return };
+        let held = open.held.take().unwrap_or_default();
+        let pattern = open.pattern.clone();
+        self.control(index, |out| {
+            reply::subscribed_pattern(out, request, pattern.as_str(), attached, replaced);
+        });
+        held.iter().for_each(|follow| self.place(index, follow));
+    }
+
+    pub(super) fn unfollow(&mut self, connection: u64, filter: &Filter, subscription: u64) {
+        let Some(&index) = self.by_connection.get(&connection) else { return };
+        let peer = &mut self.peers[index];
+        let mut left = Vec::new();
+        match filter {
+            Filter::Topic(name) => {
+                for (feed, following) in &mut peer.follows {
+                    if self.feeds[*feed].topic.name() == name {
+                        following.by_name = None;
+                        left.push(*feed);
+                    }
+                }
+            }
+            Filter::Pattern(_) => {
+                let open = peer.patterns.remove(&subscription);
+                let held = open.and_then(|open| open.held).unwrap_or_default();
+                for follow in held {
+                    follow.topic.unfollow(self.index, self.clock.unix_ms());
+                }
+                for (feed, following) in &mut peer.follows {
+                    let before = following.by_pattern.len();
+                    following.by_pattern.retain(|by| *by != subscription);
+                    if following.by_pattern.len() < before {
+                        left.push(*feed);
+                    }
+                }
+            }
+        }
+        for feed in left {
+            let follows = &mut self.peers[index].follows;
+            let unwanted = follows.get(&feed).is_some_and(|following| {
+                following.by_name.is_none() && following.by_pattern.is_empty()
+            });
+            if unwanted && let Some(following) = follows.remove(&feed) {
+                let peer = &mut self.peers[index];
+                peer.behind.retain(|behind| *behind != feed);
+                self.leave(index, feed, &following);
+            }
+        }
+    }
+
+    pub(super) fn wake(&mut self, topic: &Arc<Topic>) {
+        match self.by_topic.get(&address(topic)) {
+            Some(&feed) => self.queue(feed),
+            // Its follower is still on the way here, or has gone. Who comes looks by itself.
+            None => topic.woken(self.index),
+        }
+    }
+
+    pub(super) fn queue(&mut self, feed_index: usize) {
+        let feed = &mut self.feeds[feed_index];
+        if !feed.queued {
+            feed.queued = true;
+            self.ready.push_back(feed_index);
+        }
+    }
+
+    pub(super) fn queue_lagging(&mut self, index: usize) {
+        let peer = &mut self.peers[index];
+        if !peer.lagging && !peer.is_stalled() && !peer.behind.is_empty() {
+            peer.lagging = true;
+            self.lagging.push_back(index);
+        }
+    }
+
+    /// Gives the followers at the tail of each topic that has news one batch of it.
+    pub(super) fn deliver_news(&mut self) {
+        for _ in 0..self.ready.len() {
+            if ARENA_BYTES <= self.arena.len() {
+                return;
+            }
+            let Some(feed_index) = self.ready.pop_front() else { return };
+            // It may have gone since it was queued, and its place been taken by another.
+            let Some(feed) = self.feeds.get_mut(feed_index) else { continue };
+            if !std::mem::take(&mut feed.queued) {
+                continue;
+            }
+            feed.topic.woken(self.index);
+            if self.move_group(feed_index, u64::MAX) {
+                self.queue(feed_index);
+            }
+        }
+    }
+
+    /// Moves a feed's group towards `upto` by one batch. Returns whether there is more.
+    fn move_group(&mut self, feed_index: usize, upto: u64) -> bool {
+        let feed = &mut self.feeds[feed_index];
+        if feed.group.is_empty() {
+            return false;
+        }
+        let from = feed.at;
+        let start = self.arena.len();
+        let arena = &mut self.arena;
+        let (copied, tail) =
+            feed.topic.look(|log| (log.copy_after(from, upto, TURN_BYTES, arena), log.tail()));
+        lock::assert_none_held();
+        match copied {
+            Copied::UpTo(to) => {
+                feed.at = to;
+                let range = start..self.arena.len();
+                let more = to < tail.min(upto);
+                if to != from {
+                    let kind = PartKind::Events { feed: feed_index, from, to };
+                    self.hand_out(feed_index, from, &Part { range, kind });
+                }
+                more
+            }
+            Copied::Lost { first, .. } => {
+                // The log passed the whole group between two turns. Each of them is behind now,
+                // and its own turn says what is missing.
+                feed.at = first - 1;
+                for index in std::mem::take(&mut feed.group) {
+                    self.fall_behind(index, feed_index, from);
+                    self.queue_lagging(index);
+                }
+                false
+            }
+        }
+    }
+
+    /// Adds `part` to everybody in the feed's group who can take it; the others fall behind.
+    fn hand_out(&mut self, feed_index: usize, from: u64, part: &Part) {
+        let mut group = std::mem::take(&mut self.feeds[feed_index].group);
+        group.retain(|&index| {
+            let peer = &mut self.peers[index];
+            if peer.is_stalled() {
+                self.fall_behind(index, feed_index, from);
+                return false;
+            }
+            peer.parts.push(part.clone());
+            if !peer.touched {
+                peer.touched = true;
+                self.touched.push(index);
+            }
+            true
+        });
+        self.feeds[feed_index].group = group;
+    }
+
+    /// Gives a peer that was in the group a cursor of its own. The caller takes it out of the
+    /// group.
+    pub(super) fn fall_behind(&mut self, index: usize, feed_index: usize, cursor: u64) {
+        let peer = &mut self.peers[index];
+        if let Some(following) = peer.follows.get_mut(&feed_index) {
+            if following.cursor.is_none() {
+                peer.behind.push(feed_index);
+            }
+            following.cursor = Some(cursor);
+        }
+    }
+
+    /// Gives each peer that is behind and has room one batch of what it lacks.
+    pub(super) fn deliver_backlogs(&mut self) {
+        for _ in 0..self.lagging.len() {
+            if ARENA_BYTES <= self.arena.len() {
+                return;
+            }
+            let Some(index) = self.lagging.pop_front() else { return };
+            let Some(peer) = self.peers.get_mut(index) else { continue };
+            if !std::mem::take(&mut peer.lagging) || peer.is_stalled() || peer.finishing {
+                continue;
+            }
+            let budget = self.arena.len() + TURN_BYTES;
+            for feed_index in peer.behind.clone() {
+                if budget <= self.arena.len() {
+                    break;
+                }
+                self.catch_up(index, feed_index);
+                if self.peers[index].finishing {
+                    break;
+                }
+            }
+            self.queue_lagging(index);
+        }
+    }
+
+    /// Moves one cursor that is behind by one batch, up to where the feed's group is.
+    fn catch_up(&mut self, index: usize, feed_index: usize) {
+        let Some(following) = self.peers[index].follows.get(&feed_index) else { return };
+        let (Some(from), replaying) = (following.cursor, following.replaying) else { return };
+        let feed = &self.feeds[feed_index];
+        let upto = if feed.group.is_empty() { u64::MAX } else { feed.at };
+        let start = self.arena.len();
+        let arena = &mut self.arena;
+        let topic = Arc::clone(&feed.topic);
+        let (copied, tail) =
+            topic.look(|log| (log.copy_after(from, upto, TURN_BYTES, arena), log.tail()));
+        match copied {
+            Copied::UpTo(to) => {
+                if to != from {
+                    let kind = PartKind::Events { feed: feed_index, from, to };
+                    let range = start..self.arena.len();
+                    self.peers[index].parts.push(Part { range, kind });
+                    self.touch(index);
+                }
+                if tail.min(upto) <= to {
+                    self.join_group(index, feed_index, to);
+                } else if let Some(following) = self.peers[index].follows.get_mut(&feed_index) {
+                    following.cursor = Some(to);
+                }
+            }
+            Copied::Lost { first, reason } => {
+                let reason = if replaying { GapReason::Truncated } else { reason };
+                self.lose(index, feed_index, from, first, reason);
+            }
+        }
+    }
+
+    fn join_group(&mut self, index: usize, feed_index: usize, at: u64) {
+        let feed = &mut self.feeds[feed_index];
+        let peer = &mut self.peers[index];
+        peer.behind.retain(|behind| *behind != feed_index);
+        if let Some(following) = peer.follows.get_mut(&feed_index) {
+            following.cursor = None;
+            following.replaying = false;
+        }
+        if feed.group.is_empty() {
+            feed.at = at;
+        }
+        feed.group.push(index);
+        // An event may have come after the copy; its wake-up found this cursor behind.
+        self.queue(feed_index);
+    }
+
+    /// The log has passed a cursor: a notice, or the end of the connection.
+    fn lose(&mut self, index: usize, feed_index: usize, from: u64, first: u64, reason: GapReason) {
+        let topic = Arc::clone(&self.feeds[feed_index].topic);
+        let peer = &self.peers[index];
+        let policy = peer.follows.get(&feed_index).map(|following| peer.slow_policy(following));
+        if policy == Some(SlowPolicy::Disconnect) {
+            let bye = Bye {
+                reason: "slow_consumer",
+                code: CloseCode::SlowConsumer,
+                reconnect_after_ms: Some(0),
+            };
+            return self.say_bye(index, Closed::Slow, &bye);
+        }
+        self.metrics.gaps.add(reason, 1);
+        self.metrics.gap_events.add(reason, first - 1 - from);
+        let start = self.arena.len();
+        reply::gap(&mut self.arena, topic.name().as_str(), from + 1, first - 1, reason);
+        let range = start..self.arena.len();
+        let peer = &mut self.peers[index];
+        peer.parts.push(Part { range, kind: PartKind::Notice });
+        if let Some(following) = peer.follows.get_mut(&feed_index) {
+            following.cursor = Some(first - 1);
+        }
+        self.touch(index);
+    }
+}
+
+/// What a topic is found by: it lives as long as its feed does.
+fn address(topic: &Arc<Topic>) -> usize {
+    Arc::as_ptr(topic).addr()
+}

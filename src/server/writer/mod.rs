@@ -1,0 +1,268 @@
+//! The fixed pool that performs every socket write.
+//!
+//! # Place
+//!
+//! Above `topic`, whose logs it reads; beside `connection`, whose outbox it drains.
+//!
+//! # Threads
+//!
+//! `writer-<n>`. A connection belongs to one writer for life, so its frames cannot interleave and
+//! its cursors need no lock. A writer never blocks on a socket and never on another thread; it
+//! waits in its lane, or, while some of its sockets are full, for one of them or its lane.
+//!
+//! # Locks
+//!
+//! One topic's log, to copy a batch; one outbox, to drain it. Never both, never during a write.
+//!
+//! # Not here
+//!
+//! What an event looks like on the wire (`wire`), who may subscribe (`websocket`), heartbeats
+//! (`keeper`).
+
+mod deliver;
+mod feed;
+mod peer;
+mod send;
+mod waker;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Instant,
+};
+
+use slab::Slab;
+
+pub(crate) use self::waker::Waker;
+use self::{feed::Feed, peer::Peer};
+use crate::{
+    base::{
+        clock::Clock,
+        lane::{Inlet, Receiver, TryRecvError},
+        limits::{COMMANDS_PER_TURN, TURN_BYTES},
+    },
+    config::ConnectionSettings,
+    metrics::Metrics,
+    name::{Filter, Pattern},
+    server::connection::Connection,
+    topic::{Start, Topic},
+    wire::request::SlowPolicy,
+};
+
+/// What a writer is told. Nothing here grows with the number of events: wake-ups and flushes are
+/// coalesced by a flag of their topic or outbox.
+pub(crate) enum Command {
+    /// A connection begins.
+    Attach(Arc<Connection>),
+    /// A connection's reader has ended. What still waits is sent, then the connection is dropped.
+    Detach { connection: u64 },
+    /// A connection follows a topic from a position.
+    Follow(Box<Follow>),
+    /// A pattern subscription begins; its topics come as [`Command::Follow`].
+    OpenPattern { connection: u64, subscription: u64, pattern: Pattern, slow: SlowPolicy },
+    /// All topics that matched at the beginning have come, and this many they were.
+    PatternOpened(PatternOpened),
+    /// A subscription ends.
+    Unfollow {
+        connection: u64,
+        request: Option<u64>,
+        filter: Filter,
+        subscription: u64,
+        quiet: bool,
+    },
+    /// A topic has news.
+    Wake(Arc<Topic>),
+    /// An outbox has something.
+    Flush { connection: u64 },
+    /// New limits, after a reload.
+    Settings(ConnectionSettings),
+    /// The relay stops; nothing comes after this.
+    Stop,
+}
+
+/// The way to a writer.
+#[derive(Clone)]
+pub(crate) struct WriterHandle {
+    pub(crate) inlet: Inlet<Command>,
+    pub(crate) waker: Arc<Waker>,
+}
+
+impl WriterHandle {
+    /// Hands over a command.
+    ///
+    /// # Blocking
+    ///
+    /// While the lane is full. Never with a lock held.
+    pub(crate) fn send(&self, command: Command) {
+        // A closed lane means that the relay has stopped; nothing is left to be said to anybody.
+        if self.inlet.send(command).is_ok() {
+            self.waker.ring();
+        }
+    }
+}
+
+/// A cursor to be.
+///
+/// The topic already counts this follower on this writer, so it is not forgotten on the way, and
+/// every event after `start` has woken or will wake the writer.
+pub(crate) struct Follow {
+    pub(crate) connection: u64,
+    pub(crate) topic: Arc<Topic>,
+    pub(crate) start: Start,
+    pub(crate) by: By,
+}
+
+/// What a pattern's subscriber is told when its subscription stands.
+pub(crate) struct PatternOpened {
+    pub(crate) connection: u64,
+    pub(crate) subscription: u64,
+    pub(crate) request: Option<u64>,
+    pub(crate) attached: usize,
+    /// The connection had subscribed to the same pattern before.
+    pub(crate) replaced: bool,
+}
+
+/// What makes a connection follow a topic.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum By {
+    /// A subscription to the topic itself.
+    Name { request: Option<u64>, slow: SlowPolicy },
+    /// A pattern's subscription.
+    Pattern { subscription: u64 },
+}
+
+/// One writer: its connections, their cursors, and what it is about to send.
+pub(crate) struct Writer {
+    index: usize,
+    inbox: Receiver<Command>,
+    waker: Arc<Waker>,
+    settings: ConnectionSettings,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+    peers: Slab<Peer>,
+    by_connection: HashMap<u64, usize>,
+    feeds: Slab<Feed>,
+    /// Feeds by the address of their topic, which they keep alive.
+    by_topic: HashMap<usize, usize>,
+    /// Feeds with news for the followers that stand at the tail.
+    ready: VecDeque<usize>,
+    /// Peers with cursors behind the tail and room in their socket.
+    lagging: VecDeque<usize>,
+    /// Peers that get something in this turn.
+    touched: Vec<usize>,
+    /// Peers whose socket is full.
+    stalled: Vec<usize>,
+    /// What this turn copied out of logs; peers' parts are ranges of it.
+    arena: Vec<u8>,
+    /// Where several parts for one peer are joined.
+    joined: Vec<u8>,
+    stopping: bool,
+}
+
+/// What a writer is made of.
+pub(crate) struct WriterParts {
+    pub(crate) index: usize,
+    pub(crate) inbox: Receiver<Command>,
+    pub(crate) waker: Arc<Waker>,
+    pub(crate) settings: ConnectionSettings,
+    pub(crate) clock: Clock,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// Bytes that one turn copies out of logs, all topics and peers together.
+const ARENA_BYTES: usize = 4 * TURN_BYTES;
+
+impl Writer {
+    pub(crate) fn new(parts: WriterParts) -> Self {
+        let WriterParts { index, inbox, waker, settings, clock, metrics } = parts;
+        Self {
+            index,
+            inbox,
+            waker,
+            settings,
+            clock,
+            metrics,
+            peers: Slab::new(),
+            by_connection: HashMap::new(),
+            feeds: Slab::new(),
+            by_topic: HashMap::new(),
+            ready: VecDeque::new(),
+            lagging: VecDeque::new(),
+            touched: Vec::new(),
+            stalled: Vec::new(),
+            arena: Vec::new(),
+            joined: Vec::new(),
+            stopping: false,
+        }
+    }
+
+    /// Serves until told to stop, or until nobody is left who could tell it anything.
+    pub(crate) fn run(mut self) {
+        while !self.stopping {
+            if let Some(command) = self.wait() {
+                self.obey(command);
+            }
+            for _ in 1..COMMANDS_PER_TURN {
+                match self.inbox.try_recv() {
+                    Ok(command) => self.obey(command),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return,
+                }
+            }
+            self.turn();
+        }
+    }
+
+    /// Waits for a command if there is nothing else to do; looks after full sockets meanwhile.
+    fn wait(&mut self) -> Option<Command> {
+        let busy = !self.ready.is_empty() || !self.lagging.is_empty();
+        if self.stalled.is_empty() && !busy {
+            let command = self.inbox.recv();
+            self.stopping |= command.is_err();
+            return command.ok();
+        }
+        if !self.stalled.is_empty() {
+            self.look_after_stalled(busy);
+        }
+        None
+    }
+
+    fn turn(&mut self) {
+        self.arena.clear();
+        self.deliver_news();
+        self.deliver_backlogs();
+        self.send_touched();
+        if ARENA_BYTES < self.arena.capacity() {
+            // One huge event needs no memorial.
+            self.arena = Vec::new();
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Wake(topic) => self.wake(&topic),
+            Command::Flush { connection } => self.flush(connection),
+            Command::Attach(connection) => self.attach(connection),
+            Command::Detach { connection } => self.detach(connection),
+            Command::Follow(follow) => self.follow(*follow),
+            Command::OpenPattern { connection, subscription, pattern, slow } => {
+                self.open_pattern(connection, subscription, pattern, slow);
+            }
+            Command::PatternOpened(opened) => self.pattern_opened(&opened),
+            Command::Unfollow { connection, request, filter, subscription, quiet } => {
+                self.unfollow(connection, &filter, subscription);
+                if !quiet {
+                    self.say(connection, |out| {
+                        crate::wire::reply::unsubscribed(out, request, filter.as_str());
+                    });
+                }
+            }
+            Command::Settings(settings) => self.settings = settings,
+            Command::Stop => self.stopping = true,
+        }
+    }
+
+    fn now(&self) -> Instant {
+        self.clock.now()
+    }
+}

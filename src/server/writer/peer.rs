@@ -1,0 +1,119 @@
+//! A connection as its writer sees it: cursors, and what did not fit into the socket.
+
+use std::{collections::HashMap, ops::Range, sync::Arc, time::Instant};
+
+use crate::{
+    name::Pattern,
+    server::{connection::Connection, writer::Follow},
+    wire::request::SlowPolicy,
+};
+
+/// One connection of a writer.
+///
+/// Invariants:
+///
+/// 1. `unsent` is empty or `stalled_since` is set; only then is the peer in the writer's `stalled`.
+/// 2. A feed is in `behind` if and only if its follow has a cursor of its own.
+pub(super) struct Peer {
+    pub(super) connection: Arc<Connection>,
+    /// Bytes that the socket did not take: the rest of one frame, or of replies.
+    pub(super) unsent: Vec<u8>,
+    /// How much of `unsent` has gone since.
+    pub(super) unsent_from: usize,
+    /// Replies and notices that go first in this turn.
+    pub(super) control: Vec<u8>,
+    /// Events that go in this turn: ranges of the writer's arena.
+    pub(super) parts: Vec<Part>,
+    /// Topics followed, by feed.
+    pub(super) follows: HashMap<usize, Following>,
+    /// Feeds in which this peer is behind.
+    pub(super) behind: Vec<usize>,
+    pub(super) patterns: HashMap<u64, OpenPattern>,
+    /// When the socket first took nothing, or last took something.
+    pub(super) stalled_since: Option<Instant>,
+    /// In the writer's `touched`.
+    pub(super) touched: bool,
+    /// In the writer's `lagging`.
+    pub(super) lagging: bool,
+    /// The outbox has more, which waits for room in the socket.
+    pub(super) outbox_waits: bool,
+    /// Nothing comes after what waits; then the writing half is shut down.
+    pub(super) finishing: bool,
+    /// The writing half is shut down.
+    pub(super) finished: bool,
+    /// The reader has ended.
+    pub(super) detached: bool,
+}
+
+/// Events on their way to one peer.
+#[derive(Clone, Debug)]
+pub(super) struct Part {
+    /// Where they are in the arena.
+    pub(super) range: Range<usize>,
+    pub(super) kind: PartKind,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum PartKind {
+    /// Events of `feed` after `from` up to `to`: what is not sent is not lost, the cursor goes
+    /// back.
+    Events { feed: usize, from: u64, to: u64 },
+    /// A notice that must be kept if it is not sent.
+    Notice,
+}
+
+/// One cursor.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Following {
+    /// Where the peer is, if not with the feed's group.
+    pub(super) cursor: Option<u64>,
+    /// The subscription to the topic by its name.
+    pub(super) by_name: Option<SlowPolicy>,
+    /// Subscriptions to patterns that match it.
+    pub(super) by_pattern: Vec<u64>,
+    /// It has not reached the tail since it began.
+    pub(super) replaying: bool,
+}
+
+/// A subscription to a pattern.
+pub(super) struct OpenPattern {
+    pub(super) pattern: Pattern,
+    pub(super) slow: SlowPolicy,
+    /// Topics that came before the subscription was confirmed; `None` once it was.
+    pub(super) held: Option<Vec<Follow>>,
+}
+
+impl Peer {
+    pub(super) fn new(connection: Arc<Connection>) -> Self {
+        Self {
+            connection,
+            unsent: Vec::new(),
+            unsent_from: 0,
+            control: Vec::new(),
+            parts: Vec::new(),
+            follows: HashMap::new(),
+            behind: Vec::new(),
+            patterns: HashMap::new(),
+            stalled_since: None,
+            touched: false,
+            lagging: false,
+            outbox_waits: false,
+            finishing: false,
+            finished: false,
+            detached: false,
+        }
+    }
+
+    pub(super) fn is_stalled(&self) -> bool {
+        self.stalled_since.is_some()
+    }
+
+    /// What happens to `following` when its log has passed its cursor.
+    pub(super) fn slow_policy(&self, following: &Following) -> SlowPolicy {
+        let by_pattern = || {
+            let first = following.by_pattern.first()?;
+            self.patterns.get(first).map(|pattern| pattern.slow)
+        };
+        following.by_name.or_else(by_pattern).unwrap_or_default()
+    }
+}

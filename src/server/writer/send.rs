@@ -1,0 +1,339 @@
+//! The sends themselves, what did not fit, and who takes nothing.
+
+use std::{io, net::Shutdown, time::Duration};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    net::{SendFlags, send},
+};
+
+use super::{Peer, Writer, peer::PartKind};
+use crate::{
+    base::{lock, sync::atomic::Ordering},
+    metrics::labels::{Closed, Transport},
+    server::{connection::Bye, relay::grace_deadline_ms},
+    wire::frame,
+};
+
+impl Writer {
+    /// Marks a peer as getting something in this turn.
+    pub(super) fn touch(&mut self, index: usize) {
+        let peer = &mut self.peers[index];
+        if !peer.touched {
+            peer.touched = true;
+            self.touched.push(index);
+        }
+    }
+
+    /// Adds replies or notices to what a peer gets in this turn.
+    pub(super) fn control(&mut self, index: usize, write: impl FnOnce(&mut Vec<u8>)) {
+        let peer = &mut self.peers[index];
+        if !peer.finishing {
+            write(&mut peer.control);
+            self.touch(index);
+        }
+    }
+
+    /// As [`Writer::control`], for a connection that may have gone.
+    pub(super) fn say(&mut self, connection: u64, write: impl FnOnce(&mut Vec<u8>)) {
+        if let Some(&index) = self.by_connection.get(&connection) {
+            self.control(index, write);
+        }
+    }
+
+    /// Ends a connection from here, with a goodbye that waits its turn.
+    pub(super) fn say_bye(&mut self, index: usize, reason: Closed, bye: &Bye<'_>) {
+        let deadline_ms = grace_deadline_ms(self.clock.uptime_ms());
+        self.peers[index].connection.say_bye(reason, deadline_ms, bye);
+        self.flush(self.peers[index].connection.id);
+    }
+
+    pub(super) fn flush(&mut self, connection: u64) {
+        let Some(&index) = self.by_connection.get(&connection) else { return };
+        if self.peers[index].is_stalled() {
+            self.peers[index].outbox_waits = true;
+        } else {
+            self.take_outbox(index);
+        }
+    }
+
+    /// Takes over what waits in a connection's outbox.
+    pub(super) fn take_outbox(&mut self, index: usize) {
+        let peer = &mut self.peers[index];
+        peer.outbox_waits = false;
+        let taken = peer.connection.outbox.take();
+        if peer.control.is_empty() {
+            peer.control = taken.bytes;
+        } else {
+            peer.control.extend_from_slice(&taken.bytes);
+        }
+        if taken.finished && !peer.finishing {
+            peer.finishing = true;
+            self.drop_follows(index);
+        }
+        self.touch(index);
+    }
+
+    /// Sends every peer of this turn what it gets, each with one system call.
+    pub(super) fn send_touched(&mut self) {
+        let mut touched = std::mem::take(&mut self.touched);
+        for index in touched.drain(..) {
+            let Some(peer) = self.peers.get_mut(index) else { continue };
+            if std::mem::take(&mut peer.touched) {
+                self.send(index);
+            }
+        }
+        self.touched = touched;
+    }
+
+    fn send(&mut self, index: usize) {
+        let peer = &mut self.peers[index];
+        if peer.is_stalled() {
+            // Only replies and goodbyes get here; they wait behind what is unsent.
+            peer.unsent.append(&mut peer.control);
+            peer.connection.outbox.hold(peer.unsent.len());
+            return;
+        }
+        let bytes: &[u8] = match (&peer.control[..], &peer.parts[..]) {
+            ([], [part]) => &self.arena[part.range.clone()],
+            (control, []) => control,
+            (control, parts) => {
+                self.joined.clear();
+                self.joined.extend_from_slice(control);
+                for part in parts {
+                    self.joined.extend_from_slice(&self.arena[part.range.clone()]);
+                }
+                &self.joined
+            }
+        };
+        let wanted = bytes.len();
+        let sent = if wanted == 0 { Ok(0) } else { send_now(peer, bytes) };
+        self.metrics.sends.add(u64::from(wanted != 0));
+        match sent {
+            Ok(sent) if sent == wanted => {
+                self.count_delivered(index);
+                let peer = &mut self.peers[index];
+                peer.control = Vec::new();
+                peer.parts.clear();
+                self.metrics.sent_bytes.add(sent as u64);
+                self.finish_if_done(index);
+            }
+            Ok(sent) => {
+                self.metrics.sent_bytes.add(sent as u64);
+                self.keep_unsent(index, sent);
+            }
+            Err(_) => self.lost(index),
+        }
+    }
+
+    fn count_delivered(&self, index: usize) {
+        let events = self.peers[index].parts.iter().map(|part| match part.kind {
+            PartKind::Events { from, to, .. } => to - from,
+            PartKind::Notice => 0,
+        });
+        let events = events.sum::<u64>();
+        if 0 < events {
+            self.metrics.delivered.add(Transport::WebSocket, events);
+        }
+    }
+
+    /// The socket took `sent` bytes of this turn. What must not be lost is kept: replies, notices
+    /// and the frame that was cut. Events behind it are not: their cursor goes back.
+    fn keep_unsent(&mut self, index: usize, sent: usize) {
+        let now = self.now();
+        let peer = &mut self.peers[index];
+        let control = std::mem::take(&mut peer.control);
+        peer.unsent.extend_from_slice(control.get(sent..).unwrap_or_default());
+        let mut before = control.len();
+        let mut delivered = 0;
+        let mut back = Vec::new();
+        for part in std::mem::take(&mut peer.parts) {
+            let bytes = &self.arena[part.range.clone()];
+            let taken = sent.saturating_sub(before).min(bytes.len());
+            before += bytes.len();
+            match part.kind {
+                PartKind::Notice => peer.unsent.extend_from_slice(&bytes[taken..]),
+                PartKind::Events { from, to, .. } if taken == bytes.len() => delivered += to - from,
+                PartKind::Events { feed, from, .. } => {
+                    let (frames, end) = whole_frames(bytes, taken);
+                    peer.unsent.extend_from_slice(&bytes[taken..end]);
+                    delivered += frames;
+                    back.push((feed, from + frames));
+                }
+            }
+        }
+        self.metrics.delivered.add(Transport::WebSocket, delivered);
+        peer.stalled_since = Some(now);
+        peer.connection.outbox.hold(peer.unsent.len());
+        self.stalled.push(index);
+        self.metrics.stalled.add(1);
+        for (feed, cursor) in back {
+            self.feeds[feed].leave_group(index);
+            self.fall_behind(index, feed, cursor);
+        }
+    }
+
+    /// Sends stalled peers more where their socket has room again, and gives up on those that have
+    /// taken nothing for too long. Waits for one of them, or for the lane, unless `busy`.
+    pub(super) fn look_after_stalled(&mut self, busy: bool) {
+        lock::assert_none_held();
+        let now = self.now();
+        let limit = self.settings.write_stall;
+        let first = self.stalled.iter().filter_map(|index| self.peers[*index].stalled_since).min();
+        let timeout = if busy {
+            Duration::ZERO
+        } else {
+            self.waker.listen();
+            let left = first.map_or(limit, |since| (since + limit).saturating_duration_since(now));
+            if self.inbox.is_empty() { left } else { Duration::ZERO }
+        };
+        let ready = self.poll_stalled(timeout);
+        if !busy {
+            self.waker.hush();
+        }
+        for index in ready {
+            self.resume(index);
+        }
+        let now = self.now();
+        let too_late = |since| limit <= now.saturating_duration_since(since);
+        let gone: Vec<usize> = self
+            .stalled
+            .iter()
+            .copied()
+            .filter(|index| self.peers[*index].stalled_since.is_some_and(too_late))
+            .collect();
+        for index in gone {
+            self.peers[index].connection.cut(Closed::Stalled);
+            self.lost(index);
+        }
+    }
+
+    fn poll_stalled(&self, timeout: Duration) -> Vec<usize> {
+        let bell = self.waker.bell();
+        let mut fds = Vec::with_capacity(self.stalled.len() + 1);
+        fds.push(PollFd::from_borrowed_fd(bell, PollFlags::IN));
+        for index in &self.stalled {
+            fds.push(PollFd::new(&self.peers[*index].connection.socket, PollFlags::OUT));
+        }
+        // Rounded up, so that a deadline has passed when the wait for it ends.
+        let timeout = Timespec::try_from(timeout + Duration::from_millis(1)).ok();
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) => {}
+            // Interrupted, or out of memory: look again in the next turn.
+            Err(_) => return Vec::new(),
+        }
+        let sockets = fds.iter().skip(1).zip(&self.stalled);
+        sockets.filter(|(fd, _)| !fd.revents().is_empty()).map(|(_, index)| *index).collect()
+    }
+
+    /// A stalled socket has room, or an error.
+    fn resume(&mut self, index: usize) {
+        let now = self.now();
+        let peer = &mut self.peers[index];
+        let rest = &peer.unsent[peer.unsent_from..];
+        let sent = if rest.is_empty() { Ok(0) } else { send_now(peer, rest) };
+        match sent {
+            Err(_) => return self.lost(index),
+            Ok(sent) => {
+                self.metrics.sends.add(1);
+                self.metrics.sent_bytes.add(sent as u64);
+                peer.unsent_from += sent;
+                if 0 < sent {
+                    peer.stalled_since = Some(now);
+                }
+                if peer.unsent_from < peer.unsent.len() {
+                    return;
+                }
+            }
+        }
+        peer.unsent = Vec::new();
+        peer.unsent_from = 0;
+        peer.stalled_since = None;
+        peer.connection.outbox.hold(0);
+        self.stalled.retain(|stalled| *stalled != index);
+        self.metrics.stalled.sub(1);
+        if self.peers[index].outbox_waits {
+            self.take_outbox(index);
+        }
+        self.queue_lagging(index);
+        self.finish_if_done(index);
+    }
+
+    /// Everything has gone that was to go.
+    fn finish_if_done(&mut self, index: usize) {
+        let peer = &mut self.peers[index];
+        if !peer.finishing || peer.is_stalled() || !peer.control.is_empty() {
+            return;
+        }
+        if !peer.finished {
+            peer.finished = true;
+            // An error means that the socket is gone already.
+            drop(peer.connection.socket.shutdown(Shutdown::Write));
+        }
+        if peer.detached {
+            self.remove(index);
+        }
+    }
+
+    /// The socket is broken, or its peer takes nothing.
+    fn lost(&mut self, index: usize) {
+        let peer = &mut self.peers[index];
+        peer.connection.cut(Closed::Lost);
+        peer.finishing = true;
+        peer.finished = true;
+        peer.control = Vec::new();
+        peer.unsent = Vec::new();
+        peer.unsent_from = 0;
+        if peer.stalled_since.take().is_some() {
+            self.stalled.retain(|stalled| *stalled != index);
+            self.metrics.stalled.sub(1);
+        }
+        self.drop_follows(index);
+        if self.peers[index].detached {
+            self.remove(index);
+        }
+        // Else the reader, woken by the cut, ends and says so.
+    }
+}
+
+/// Sends without waiting. 0 where the socket has no room.
+fn send_now(peer: &Peer, bytes: &[u8]) -> io::Result<usize> {
+    lock::assert_none_held();
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    let sent = match send(&peer.connection.socket, bytes, flags) {
+        Ok(sent) => sent,
+        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR | rustix::io::Errno::NOBUFS) => 0,
+        Err(error) => return Err(error.into()),
+    };
+    // Relaxed: a counter.
+    peer.connection.sent_bytes.fetch_add(sent as u64, Ordering::Relaxed);
+    Ok(sent)
+}
+
+/// How many frames at the start of `bytes` have at least begun within `taken` bytes, and where the
+/// last of them ends.
+fn whole_frames(bytes: &[u8], taken: usize) -> (u64, usize) {
+    let (mut frames, mut end) = (0, 0);
+    while end < taken {
+        end += frame::length(&bytes[end..]);
+        frames += 1;
+    }
+    (frames, end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cut_frame_counts_and_an_untouched_one_does_not() {
+        let mut bytes = Vec::new();
+        frame::push_text(&mut bytes, b"abc");
+        frame::push_text(&mut bytes, b"defg");
+        for (taken, expected) in
+            [(0, (0, 0)), (1, (1, 5)), (5, (1, 5)), (6, (2, 11)), (11, (2, 11))]
+        {
+            assert_eq!(whole_frames(&bytes, taken), expected, "{taken}");
+        }
+    }
+}

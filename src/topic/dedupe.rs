@@ -1,0 +1,95 @@
+//! Idempotency keys of one topic, for as long as their window and a bound.
+//!
+//! Pure data: time comes in as an argument.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+/// Most keys that one topic remembers.
+pub const KEYS_MAX: usize = 100_000;
+
+/// Which event a key stands for.
+#[derive(Debug, Default)]
+pub struct Dedupe {
+    seqs: HashMap<Arc<str>, u64>,
+    /// Oldest first, with the time each was remembered.
+    order: VecDeque<(u64, Arc<str>)>,
+}
+
+impl Dedupe {
+    /// The sequence that `key` got, if it was remembered less than `window_ms` before `now_ms`.
+    pub fn find(&mut self, key: &str, now_ms: u64, window_ms: u64) -> Option<u64> {
+        self.expire(now_ms, window_ms);
+        self.seqs.get(key).copied()
+    }
+
+    /// Forgets the keys that were remembered `window_ms` before `now_ms` or earlier.
+    pub fn expire(&mut self, now_ms: u64, window_ms: u64) {
+        while let Some((time_ms, _)) = self.order.front()
+            && time_ms.saturating_add(window_ms) <= now_ms
+        {
+            self.forget_oldest();
+        }
+    }
+
+    /// Remembers `key`. Returns how many younger than their window had to go for it.
+    pub fn remember(&mut self, key: &str, seq: u64, now_ms: u64) -> u64 {
+        let mut evicted = 0;
+        while KEYS_MAX <= self.order.len() {
+            self.forget_oldest();
+            evicted += 1;
+        }
+        let key: Arc<str> = key.into();
+        self.order.push_back((now_ms, Arc::clone(&key)));
+        self.seqs.insert(key, seq);
+        evicted
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((_, key)) = self.order.pop_front() {
+            self.seqs.remove(&key);
+        }
+        if self.order.is_empty() {
+            *self = Dedupe::default();
+        }
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_known_inside_its_window_and_new_after_it() {
+        let mut dedupe = Dedupe::default();
+        assert_eq!(dedupe.find("a", 1_000, 100), None);
+        dedupe.remember("a", 7, 1_000);
+        assert_eq!(dedupe.find("a", 1_099, 100), Some(7));
+        assert_eq!(dedupe.find("a", 1_100, 100), None);
+        assert!(dedupe.is_empty());
+    }
+
+    #[test]
+    fn the_oldest_key_goes_when_there_is_no_room_and_is_counted() {
+        let mut dedupe = Dedupe::default();
+        for seq in 0..KEYS_MAX as u64 {
+            assert_eq!(dedupe.remember(&seq.to_string(), seq, 1), 0);
+        }
+        assert_eq!(dedupe.remember("one more", 0, 1), 1);
+        assert_eq!(dedupe.find("0", 1, 100), None);
+        assert_eq!(dedupe.find("1", 1, 100), Some(1));
+        assert_eq!(dedupe.len(), KEYS_MAX);
+    }
+}

@@ -1,0 +1,257 @@
+//! Encoded frames of one topic, oldest first, in large pieces of memory.
+//!
+//! Pure data. An event costs one copy into the newest piece and 16 bytes of index; a run of events
+//! is copied out piece by piece, not event by event. Finding the n-th is one index access.
+
+use std::{collections::VecDeque, ops::Range};
+
+use crate::{base::limits::SEGMENT_BYTES, wire::frame};
+
+/// Bytes that one event costs beside its frame.
+pub const SLOT_BYTES: u64 = size_of::<Slot>() as u64;
+
+/// A queue of frames.
+///
+/// Invariants, asserted by `check` in debug builds:
+///
+/// 1. Slots are in order: by segment, then by start; times never decrease.
+/// 2. Every segment but the last is referred to by at least one slot.
+/// 3. `bytes` is the sum of the frames' lengths.
+#[derive(Debug, Default)]
+pub struct Frames {
+    slots: VecDeque<Slot>,
+    segments: VecDeque<Vec<u8>>,
+    /// Number of the first segment; slots count from the beginning of time.
+    segment_first: u32,
+    bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    time_ms: u64,
+    segment: u32,
+    start: u32,
+}
+
+impl Frames {
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Bytes of all frames.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Appends a frame of exactly `len` bytes, which `write` appends to the buffer it is given.
+    ///
+    /// # Panics
+    ///
+    /// If `write` appends another number of bytes.
+    pub fn push(&mut self, time_ms: u64, len: usize, write: impl FnOnce(&mut Vec<u8>)) {
+        let full = self
+            .segments
+            .back()
+            .is_none_or(|last| !last.is_empty() && SEGMENT_BYTES < last.len() + len);
+        if full {
+            // A topic that filled one piece is likely to fill the next; a quiet one stays small.
+            let room = if self.segments.is_empty() { len } else { SEGMENT_BYTES.max(len) };
+            self.segments.push_back(Vec::with_capacity(room));
+        }
+        let count = u32::try_from(self.segments.len()).expect("a log has far fewer segments");
+        let segment = self.segment_first.wrapping_add(count - 1);
+        let last = self.segments.back_mut().expect("one was pushed if there was none");
+        let start = u32::try_from(last.len()).expect("a segment is far below 4 GiB");
+        write(last);
+        assert!(last.len() == start as usize + len, "the frame's length was computed wrongly");
+        self.slots.push_back(Slot { time_ms, segment, start });
+        self.bytes += len as u64;
+    }
+
+    /// Removes the oldest frame and returns its length.
+    pub fn pop(&mut self) -> Option<u64> {
+        let len = self.range(0)?.len() as u64;
+        let gone = self.slots.pop_front()?;
+        self.bytes -= len;
+        if self.slots.is_empty() {
+            // A quiet topic keeps no piece that a burst once filled.
+            self.segments.clear();
+            self.segment_first = gone.segment.wrapping_add(1);
+        } else {
+            while self.slots.front().is_some_and(|slot| slot.segment != self.segment_first) {
+                self.segments.pop_front();
+                self.segment_first = self.segment_first.wrapping_add(1);
+            }
+        }
+        Some(len)
+    }
+
+    /// When the frame at `index` was appended.
+    #[must_use]
+    pub fn time_ms(&self, index: usize) -> Option<u64> {
+        self.slots.get(index).map(|slot| slot.time_ms)
+    }
+
+    /// Index of the first frame appended at `time_ms` or later.
+    #[must_use]
+    pub fn since(&self, time_ms: u64) -> usize {
+        self.slots.partition_point(|slot| slot.time_ms < time_ms)
+    }
+
+    /// The frame at `index`.
+    #[must_use]
+    pub fn get(&self, index: usize) -> Option<&[u8]> {
+        let range = self.range(index)?;
+        let slot = self.slots.get(index)?;
+        self.segments.get(self.segment_index(*slot)).map(|segment| &segment[range])
+    }
+
+    /// Appends frames from `from` to before `to` to `out`, as many as fit into `bytes_max` but at
+    /// least one. Returns the index after the last one copied.
+    pub fn copy(&self, from: usize, to: usize, bytes_max: usize, out: &mut Vec<u8>) -> usize {
+        let to = to.min(self.slots.len());
+        let mut left = bytes_max;
+        let mut at = from;
+        while at < to {
+            let end = self.run_end(at, to, left, at == from);
+            if end == at {
+                break;
+            }
+            let first = self.slots[at];
+            let start = first.start as usize;
+            let stop = self.range(end - 1).expect("the index is in range").end;
+            out.extend_from_slice(&self.segments[self.segment_index(first)][start..stop]);
+            left = left.saturating_sub(stop - start);
+            at = end;
+        }
+        at
+    }
+
+    /// The end of the run that starts at `at`, lies in one segment and has at most `left` bytes; at
+    /// least one frame if `forced`.
+    fn run_end(&self, at: usize, to: usize, left: usize, forced: bool) -> usize {
+        let Slot { segment, start, .. } = self.slots[at];
+        let limit = start as usize + left;
+        // Most runs are short; look at the end of the segment only by halves.
+        let in_run = |index: usize| {
+            let slot = self.slots[index];
+            slot.segment == segment && self.range(index).is_some_and(|range| range.end <= limit)
+        };
+        let (mut low, mut high) = (at, to);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if in_run(middle) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        if low == at && forced { at + 1 } else { low }
+    }
+
+    fn range(&self, index: usize) -> Option<Range<usize>> {
+        let slot = *self.slots.get(index)?;
+        let end = match self.slots.get(index + 1) {
+            Some(next) if next.segment == slot.segment => next.start as usize,
+            _ => self.segments.get(self.segment_index(slot))?.len(),
+        };
+        Some(slot.start as usize..end)
+    }
+
+    fn segment_index(&self, slot: Slot) -> usize {
+        slot.segment.wrapping_sub(self.segment_first) as usize
+    }
+
+    /// Asserts the invariants, in debug builds. The work is linear: for tests.
+    pub fn check(&self) {
+        let frames = (0..self.len()).map(|index| self.get(index).expect("every slot has a frame"));
+        let sum: usize = frames
+            .inspect(|bytes| debug_assert_eq!(frame::length(bytes), bytes.len()))
+            .map(<[u8]>::len)
+            .sum();
+        debug_assert_eq!(sum as u64, self.bytes);
+        debug_assert!(self.slots.iter().is_sorted_by_key(|slot| slot.time_ms));
+        let used =
+            self.slots.iter().map(|slot| slot.segment).collect::<std::collections::BTreeSet<_>>();
+        debug_assert!(self.segments.len() <= used.len().max(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::random;
+
+    fn push(frames: &mut Frames, time_ms: u64, payload: usize) {
+        let mut bytes = Vec::new();
+        frame::push_text(&mut bytes, &vec![b'x'; payload]);
+        frames.push(time_ms, bytes.len(), |out| out.extend_from_slice(&bytes));
+    }
+
+    #[test]
+    fn random_pushes_and_pops_agree_with_a_plain_queue() {
+        let mut frames = Frames::default();
+        let mut model: VecDeque<Vec<u8>> = VecDeque::new();
+        for step in 0..20_000_u64 {
+            if random::below(5) < 3 {
+                let payload = match random::below(20) {
+                    0 => 30_000,
+                    1 => SEGMENT_BYTES + 5,
+                    _ => usize::try_from(random::below(300)).unwrap(),
+                };
+                let mut bytes = Vec::new();
+                frame::push_text(&mut bytes, &vec![(step % 251) as u8; payload]);
+                frames.push(step, bytes.len(), |out| out.extend_from_slice(&bytes));
+                model.push_back(bytes);
+            } else {
+                assert_eq!(frames.pop(), model.pop_front().map(|bytes| bytes.len() as u64));
+            }
+            while 200 < model.len() {
+                model.pop_front();
+                frames.pop();
+            }
+            if step % 100 == 0 {
+                frames.check();
+                let from = usize::try_from(random::below(model.len() as u64 + 1)).unwrap();
+                let max = usize::try_from(random::below(100_000)).unwrap();
+                let mut out = Vec::new();
+                let end = frames.copy(from, usize::MAX, max, &mut out);
+                let expected: Vec<u8> = model.range(from..end).flatten().copied().collect();
+                assert_eq!(out, expected);
+                assert!(
+                    end == model.len() || end == from + 1 || max < out.len() + model[end].len()
+                );
+                assert!(out.len() <= max || end == from + 1);
+            }
+        }
+    }
+
+    #[test]
+    fn an_empty_log_keeps_no_memory_and_a_quiet_one_little() {
+        let mut frames = Frames::default();
+        push(&mut frames, 1, 20);
+        assert!(frames.segments[0].capacity() < 64);
+        (0..5_000).for_each(|time| push(&mut frames, 1 + time, 100));
+        while frames.pop().is_some() {}
+        assert_eq!(frames.segments.len(), 0);
+        assert_eq!(frames.bytes(), 0);
+        push(&mut frames, 6_000, 20);
+        frames.check();
+    }
+
+    #[test]
+    fn the_first_frame_since_a_time_is_found() {
+        let mut frames = Frames::default();
+        for time in [10, 20, 20, 30] {
+            push(&mut frames, time, 1);
+        }
+        assert_eq!([5, 10, 15, 20, 21, 31].map(|time| frames.since(time)), [0, 0, 1, 1, 3, 4]);
+    }
+}

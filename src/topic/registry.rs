@@ -1,0 +1,305 @@
+//! Which topics and pattern subscriptions exist, and how much memory all logs may take together.
+//!
+//! # Threads
+//!
+//! Readers look topics up and create them; the keeper sweeps. A connection keeps the topic it
+//! published to last, so that a busy publisher does not come here at all.
+//!
+//! # Locks
+//!
+//! [`Rank::Registry`], for one look-up or one creation. A log's lock may be taken inside it.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use crate::{
+    base::{
+        clock::Clock,
+        lock::{Rank, Ranked},
+        sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    config::{Policy, TopicSettings},
+    metrics::{
+        Metrics,
+        labels::{Evicted, Transport},
+    },
+    name::{Name, Pattern},
+    topic::{
+        log::{Draft, Evictions},
+        topic::{Publication, Topic},
+        trie::Trie,
+    },
+    wire::position::Epoch,
+};
+
+/// All topics of one relay.
+pub struct Registry {
+    inner: Ranked<Inner>,
+    /// Memory of all logs.
+    bytes: AtomicU64,
+    bytes_max: AtomicU64,
+    dedupe_window_ms: AtomicU64,
+    /// Somebody is making room.
+    reclaiming: AtomicBool,
+    writers: usize,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+}
+
+struct Inner {
+    topics: HashMap<Name, Arc<Topic>>,
+    patterns: Trie<Follower>,
+    settings: TopicSettings,
+}
+
+/// Who is to be told when a topic comes to exist that a pattern matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Follower {
+    /// The writer that owns the connection.
+    pub writer: usize,
+    pub connection: u64,
+    /// The pattern's subscription on that connection.
+    pub subscription: u64,
+}
+
+/// Why a topic cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RegistryError {
+    #[error("the relay already has {max} topics, which is its limit")]
+    Full { max: usize },
+}
+
+impl Registry {
+    #[must_use]
+    pub fn new(
+        settings: TopicSettings,
+        writers: usize,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let registry = Self {
+            bytes: AtomicU64::new(0),
+            bytes_max: AtomicU64::new(0),
+            dedupe_window_ms: AtomicU64::new(0),
+            reclaiming: AtomicBool::new(false),
+            inner: Ranked::new(
+                Rank::Registry,
+                Inner {
+                    topics: HashMap::new(),
+                    patterns: Trie::default(),
+                    settings: TopicSettings::default(),
+                },
+            ),
+            writers,
+            clock,
+            metrics,
+        };
+        registry.apply(settings);
+        registry
+    }
+
+    /// Puts `settings` into force, also for the topics that exist.
+    pub fn apply(&self, settings: TopicSettings) {
+        // Relaxed: limits, each read by itself.
+        self.bytes_max.store(settings.max_memory, Ordering::Relaxed);
+        let window_ms = millis(settings.dedupe_window);
+        self.dedupe_window_ms.store(window_ms, Ordering::Relaxed);
+        self.metrics.topics_limit.set(settings.max_topics as u64);
+        self.metrics.log_bytes_limit.set(settings.max_memory);
+        let topics: Vec<(Arc<Topic>, Policy)> = self.inner.with(|inner| {
+            inner.settings = settings;
+            let policy = |topic: &Arc<Topic>| inner.settings.policy(topic.name());
+            inner.topics.values().map(|topic| (Arc::clone(topic), policy(topic))).collect()
+        });
+        let now_ms = self.clock.unix_ms();
+        for (topic, policy) in topics {
+            let (gone, grown) = topic.change(|log| log.set_policy(policy, now_ms));
+            self.account(gone, grown);
+        }
+        self.reclaim();
+    }
+
+    /// The topic `name`, if it exists.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<Arc<Topic>> {
+        self.inner.with(|inner| inner.topics.get(name).cloned())
+    }
+
+    /// The topic `name`, created if need be. `created` is then called, after the lock, for each
+    /// pattern subscription that is to follow it from its beginning.
+    ///
+    /// # Errors
+    ///
+    /// The limit of topics is reached.
+    pub fn open(
+        &self,
+        name: &Name,
+        created: impl FnMut(Follower, &Arc<Topic>),
+    ) -> Result<Arc<Topic>, RegistryError> {
+        let (topic, followers) = self.inner.with(|inner| {
+            if let Some(topic) = inner.topics.get(name) {
+                return Ok((Arc::clone(topic), Vec::new()));
+            }
+            let max = inner.settings.max_topics;
+            if max <= inner.topics.len() {
+                return Err(RegistryError::Full { max });
+            }
+            let policy = inner.settings.policy(name);
+            let now_ms = self.clock.unix_ms();
+            let topic =
+                Arc::new(Topic::new(name.clone(), Epoch::random(), policy, self.writers, now_ms));
+            inner.topics.insert(name.clone(), Arc::clone(&topic));
+            Ok((topic, inner.patterns.matching(name)))
+        })?;
+        let mut created = created;
+        followers.into_iter().for_each(|follower| created(follower, &topic));
+        Ok(topic)
+    }
+
+    /// Appends `draft` to `topic`. `None` if the topic was forgotten in the meantime: look it up
+    /// again.
+    pub fn publish(
+        &self,
+        topic: &Topic,
+        draft: &Draft<'_>,
+        now_ms: u64,
+        transport: Transport,
+    ) -> Option<Publication> {
+        let window_ms = self.dedupe_window_ms.load(Ordering::Relaxed);
+        let publication = topic.publish(draft, now_ms, window_ms)?;
+        if publication.receipt.duplicate {
+            self.metrics.duplicates.add(1);
+        } else {
+            self.metrics.published.add(transport, 1);
+            self.metrics.published_bytes.add(draft.data.len() as u64);
+            self.account(publication.evictions, publication.grown);
+            if 0 < publication.keys_evicted {
+                self.metrics.dedupe_evicted.add(publication.keys_evicted);
+            }
+            self.reclaim();
+        }
+        Some(publication)
+    }
+
+    /// Files a pattern subscription and returns the topics that match it now. Every other one that
+    /// ever matches is announced through [`Registry::open`].
+    #[must_use]
+    pub fn follow_pattern(&self, pattern: &Pattern, follower: Follower) -> Vec<Arc<Topic>> {
+        self.inner.with(|inner| {
+            inner.patterns.insert(pattern, follower);
+            let matching = inner.topics.values().filter(|topic| pattern.matches(topic.name()));
+            matching.cloned().collect()
+        })
+    }
+
+    pub fn unfollow_pattern(&self, pattern: &Pattern, follower: Follower) {
+        self.inner.with(|inner| inner.patterns.remove(pattern, &follower));
+    }
+
+    /// Up to `limit` topics after `after`, by name.
+    #[must_use]
+    pub fn list(&self, after: Option<&str>, limit: usize) -> Vec<Arc<Topic>> {
+        let mut topics: Vec<Arc<Topic>> = self.inner.with(|inner| {
+            let later =
+                |topic: &&Arc<Topic>| after.is_none_or(|after| after < topic.name().as_str());
+            inner.topics.values().filter(later).cloned().collect()
+        });
+        topics.sort_unstable_by(|a, b| a.name().cmp(b.name()));
+        topics.truncate(limit);
+        topics
+    }
+
+    /// How many topics exist.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.inner.with(|inner| inner.topics.len())
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Memory of all logs.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Removes events beyond their age and forgets topics that nobody would miss.
+    pub fn sweep(&self) {
+        let (topics, forget_after) = self.inner.with(|inner| {
+            (inner.topics.values().cloned().collect::<Vec<_>>(), inner.settings.forget_after)
+        });
+        let now_ms = self.clock.unix_ms();
+        let window_ms = self.dedupe_window_ms.load(Ordering::Relaxed);
+        let unused_since_ms = now_ms.saturating_sub(millis(forget_after));
+        for topic in topics {
+            let (gone, grown) = topic.change(|log| {
+                log.forget_keys(now_ms, window_ms);
+                log.evict(now_ms)
+            });
+            self.account(gone, grown);
+            if topic.retire(unused_since_ms) {
+                self.inner.with(|inner| inner.topics.remove(topic.name()));
+                self.metrics.topics_forgotten.add(1);
+            }
+        }
+    }
+
+    fn account(&self, gone: Evictions, grown: i64) {
+        // Relaxed: a sum; each change is applied exactly once.
+        self.bytes.fetch_add(grown.cast_unsigned(), Ordering::Relaxed);
+        if gone == Evictions::default() {
+            return;
+        }
+        let Evictions { count, bytes, age, memory } = gone;
+        for (reason, events) in [
+            (Evicted::Count, count),
+            (Evicted::Bytes, bytes),
+            (Evicted::Age, age),
+            (Evicted::Memory, memory),
+        ] {
+            self.metrics.events_evicted.add(reason, events);
+        }
+    }
+
+    /// Makes room if all logs together are beyond the limit: the oldest events of the largest log
+    /// go, until a sixty-fourth of the limit is free. One thread does it; the others go on.
+    fn reclaim(&self) {
+        let max = self.bytes_max.load(Ordering::Relaxed);
+        if self.bytes() <= max || self.reclaiming.swap(true, Ordering::Acquire) {
+            return;
+        }
+        let topics: Vec<Arc<Topic>> =
+            self.inner.with(|inner| inner.topics.values().cloned().collect());
+        let target = max - max / 64;
+        while target < self.bytes() {
+            let (mut largest, mut second): (Option<&Arc<Topic>>, u64) = (None, 0);
+            for topic in &topics {
+                let best = largest.map_or(0, |topic| topic.bytes());
+                if best < topic.bytes() {
+                    second = best;
+                    largest = Some(topic);
+                } else {
+                    second = second.max(topic.bytes());
+                }
+            }
+            let Some(largest) = largest else { break };
+            let excess = self.bytes() - target;
+            let keep = largest.bytes().saturating_sub(excess).max(second.saturating_sub(excess));
+            let (gone, grown) = largest.change(|log| log.shrink(keep, RECLAIM_EVENTS));
+            self.account(gone, grown);
+            if gone.memory == 0 {
+                break;
+            }
+        }
+        self.reclaiming.store(false, Ordering::Release);
+    }
+}
+
+/// Events that one hold of a log's lock removes.
+const RECLAIM_EVENTS: u64 = 1_000;
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

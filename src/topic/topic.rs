@@ -1,0 +1,239 @@
+//! One topic: its log behind its lock, and which writers follow it.
+//!
+//! # Threads
+//!
+//! Readers append; writers and readers copy out. A publisher wakes the writers that have followers
+//! here, each at most once until it has looked.
+//!
+//! # Locks
+//!
+//! [`Rank::Log`], for one append or one copy of at most a turn's bytes.
+
+use std::sync::Arc;
+
+use crate::{
+    base::{
+        lock::{Rank, Ranked},
+        sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    config::Policy,
+    name::Name,
+    topic::log::{Appended, Draft, Evictions, Log},
+    wire::{codes::Durability, position::Epoch, reply::Receipt},
+};
+
+/// A topic that exists. Shared by everybody who publishes to it or follows it.
+pub struct Topic {
+    name: Name,
+    log: Ranked<Body>,
+    writers: Box<[Wake]>,
+    /// The log's memory, readable without its lock by whoever looks for the largest.
+    bytes: AtomicU64,
+    /// When it was last of use to anybody, Unix milliseconds.
+    used_ms: AtomicU64,
+}
+
+struct Body {
+    log: Log,
+    /// The registry has forgotten this topic; whoever still holds it must look it up again.
+    retired: bool,
+}
+
+/// One writer's interest in a topic.
+#[derive(Default)]
+struct Wake {
+    /// Connections of this writer that follow the topic.
+    followers: AtomicU64,
+    /// A wake-up is on its way, or about to be acted upon.
+    pending: AtomicBool,
+}
+
+/// The outcome of a publish.
+#[derive(Clone, Copy, Debug)]
+pub struct Publication {
+    pub receipt: Receipt,
+    pub evictions: Evictions,
+    pub keys_evicted: u64,
+    /// Change of the log's memory.
+    pub grown: i64,
+}
+
+impl Topic {
+    #[must_use]
+    pub fn new(name: Name, epoch: Epoch, policy: Policy, writers: usize, now_ms: u64) -> Self {
+        let body = Body { log: Log::new(&name, epoch, policy), retired: false };
+        Self {
+            name,
+            log: Ranked::new(Rank::Log, body),
+            writers: (0..writers).map(|_| Wake::default()).collect(),
+            bytes: AtomicU64::new(0),
+            used_ms: AtomicU64::new(now_ms),
+        }
+    }
+
+    #[must_use]
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// Appends `draft`. `None` if the registry has forgotten this topic.
+    pub fn publish(&self, draft: &Draft<'_>, now_ms: u64, window_ms: u64) -> Option<Publication> {
+        let (epoch, (appended, evictions), grown) = self.log.with(|body| {
+            let before = body.log.bytes();
+            let outcome = (!body.retired).then(|| body.log.append(draft, now_ms, window_ms))?;
+            Some((body.log.epoch(), outcome, self.note_size(before, &body.log)))
+        })?;
+        self.touch(now_ms);
+        let Appended { seq, duplicate, keys_evicted } = appended;
+        let receipt = Receipt { epoch, seq, durability: Durability::Memory, duplicate };
+        Some(Publication { receipt, evictions, keys_evicted, grown })
+    }
+
+    /// Runs `look` on the log. For copying and asking; changes go through the other functions.
+    pub fn look<R>(&self, look: impl FnOnce(&Log) -> R) -> R {
+        self.log.with(|body| look(&body.log))
+    }
+
+    /// Runs `change` on the log and returns its outcome and the change of the log's memory.
+    pub fn change<R>(&self, change: impl FnOnce(&mut Log) -> R) -> (R, i64) {
+        self.log.with(|body| {
+            let before = body.log.bytes();
+            let outcome = change(&mut body.log);
+            (outcome, self.note_size(before, &body.log))
+        })
+    }
+
+    fn note_size(&self, before: u64, log: &Log) -> i64 {
+        let after = log.bytes();
+        // Relaxed: written with the log's lock held; readers only compare sizes.
+        self.bytes.store(after, Ordering::Relaxed);
+        after.cast_signed() - before.cast_signed()
+    }
+
+    /// The log's memory, as of its last change.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the topic is of use to somebody.
+    pub fn touch(&self, now_ms: u64) {
+        // Relaxed: a heuristic's clock.
+        self.used_ms.store(now_ms, Ordering::Relaxed);
+    }
+
+    /// Marks the topic as forgotten if nobody follows it, nothing would be missed, and it was of
+    /// no use since `unused_since_ms`.
+    pub fn retire(&self, unused_since_ms: u64) -> bool {
+        let used_ms = self.used_ms.load(Ordering::Relaxed);
+        self.log.with(|body| {
+            let idle = used_ms <= unused_since_ms && self.followers() == 0;
+            body.retired = body.retired || (idle && body.log.is_forgettable());
+            body.retired
+        })
+    }
+
+    /// Adds a follower on `writer`. `false` if the registry has forgotten this topic.
+    ///
+    /// Done with the log's lock held, and before the log is read for the follower: a publisher
+    /// whose event that reading missed appends after it, and so sees the follower.
+    pub fn follow(&self, writer: usize) -> bool {
+        self.log.with(|body| {
+            if !body.retired {
+                // Relaxed: ordered by the log's lock, see above.
+                self.writers[writer].followers.fetch_add(1, Ordering::Relaxed);
+            }
+            !body.retired
+        })
+    }
+
+    /// Removes a follower on `writer`.
+    pub fn unfollow(&self, writer: usize, now_ms: u64) {
+        self.touch(now_ms);
+        self.writers[writer].followers.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Connections that follow this topic.
+    #[must_use]
+    pub fn followers(&self) -> u64 {
+        self.writers.iter().map(|wake| wake.followers.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Calls `wake` for each writer that has followers here and no wake-up pending. To be called
+    /// after an append; `wake` must get a command to the writer.
+    pub fn wake(self: &Arc<Self>, mut wake: impl FnMut(usize)) {
+        for (writer, state) in self.writers.iter().enumerate() {
+            // Relaxed: ordered by the log's lock, see `follow`.
+            if state.followers.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            // Release pairs with the acquire in `woken`: whoever clears the flag that this sets
+            // or finds set then sees the append before it.
+            if !state.pending.swap(true, Ordering::AcqRel) {
+                wake(writer);
+            }
+        }
+    }
+
+    /// Clears the wake-up of `writer`, which reads the log next: an event appended after that
+    /// reading finds the flag clear and sends another wake-up.
+    pub fn woken(&self, writer: usize) {
+        self.writers[writer].pending.swap(false, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn topic() -> Arc<Topic> {
+        let name = Name::parse("a").unwrap();
+        Arc::new(Topic::new(name, Epoch::from_number(1), Policy::default(), 2, 0))
+    }
+
+    fn publish(topic: &Topic, now_ms: u64) -> Option<Publication> {
+        let draft = Draft { user: None, name: None, data: "1", key: None };
+        topic.publish(&draft, now_ms, 1_000)
+    }
+
+    #[test]
+    fn a_writer_is_woken_once_until_it_has_looked_and_only_if_it_follows() {
+        let topic = topic();
+        assert!(topic.follow(1));
+        let mut woken = Vec::new();
+        topic.wake(|writer| woken.push(writer));
+        topic.wake(|writer| woken.push(writer));
+        assert_eq!(woken, [1]);
+        topic.woken(1);
+        topic.wake(|writer| woken.push(writer));
+        assert_eq!(woken, [1, 1]);
+        topic.unfollow(1, 0);
+        topic.woken(1);
+        topic.wake(|writer| woken.push(writer));
+        assert_eq!(woken, [1, 1]);
+    }
+
+    #[test]
+    fn a_topic_is_forgotten_only_when_nothing_would_be_missed() {
+        let topic = topic();
+        assert!(topic.follow(0));
+        assert!(!topic.retire(1_000), "somebody follows it");
+        topic.unfollow(0, 500);
+        assert!(!topic.retire(499), "it was used since");
+        publish(&topic, 600).unwrap();
+        assert!(!topic.retire(1_000), "it has an event");
+        let other = self::topic();
+        assert!(other.retire(0));
+        assert!(publish(&other, 1).is_none());
+        assert!(!other.follow(0));
+    }
+
+    #[test]
+    fn the_change_of_memory_is_reported() {
+        let topic = topic();
+        let grown = publish(&topic, 1).unwrap().grown;
+        assert_eq!(grown.cast_unsigned(), topic.bytes());
+        let ((), shrunk) = topic.change(|log| _ = log.shrink(0, 10));
+        assert_eq!(shrunk, 0, "the newest event stays");
+    }
+}
