@@ -1,6 +1,7 @@
 //! Landline: a reliable event relay for the LAN.
 
 pub mod base;
+pub mod cli;
 pub mod config;
 pub mod http;
 pub mod metrics;

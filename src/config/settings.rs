@@ -66,9 +66,11 @@ pub struct ConnectionSettings {
 /// Which browsers' pages may talk to the relay.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OriginSettings {
-    /// Origins beside the relay's own, such as `https://panel.example`.
+    /// Origins beside the relay's own, such as `https://panel.example`, in the form in which
+    /// browsers send them: lower case, without a default port.
     pub allowed_origins: Vec<String>,
-    /// Host names that requests may address, beside IP literals, `localhost` and `*.local`.
+    /// Host names that requests may address, beside IP literals, `localhost` and `*.local`; lower
+    /// case.
     pub allowed_hosts: Vec<String>,
 }
 

@@ -318,7 +318,7 @@ impl Log {
             return Copied::Lost { first: self.first, reason };
         };
         let index = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX);
-        let to = index((upto + 1).saturating_sub(self.first));
+        let to = index(upto.saturating_add(1).saturating_sub(self.first));
         let from = index(from);
         let end = if from < to { self.frames.copy(from, to, bytes_max, out) } else { from };
         Copied::UpTo(cursor + (end - from) as u64)
