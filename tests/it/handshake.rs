@@ -247,20 +247,28 @@ fn one_connection_too_many_is_told_to_come_back_and_can() {
 fn pages_of_other_sites_may_not_connect_unless_they_are_allowed() {
     let node = Node::with_config("allowed_origins = [\"https://panel.example\"]\n");
     let port = node.addr().port();
+    let (here, lan) = (format!("127.0.0.1:{port}"), format!("192.168.7.7:{port}"));
 
-    for (lines, status) in [
-        (String::new(), 101),
-        (format!("Origin: http://127.0.0.1:{port}\r\n"), 101),
-        ("Origin: https://panel.example\r\n".to_owned(), 101),
-        ("Origin: https://evil.example\r\n".to_owned(), 403),
-        ("Origin: https://panel.example.evil.example\r\n".to_owned(), 403),
-        ("Origin: http://127.0.0.1:1\r\n".to_owned(), 403),
-        ("Origin: null\r\n".to_owned(), 403),
+    for (host, origin, status) in [
+        (&here, format!("http://{here}"), 101),
+        (&lan, format!("http://{lan}"), 101),
+        (&here, "https://panel.example".to_owned(), 101),
+        (&lan, "https://panel.example".to_owned(), 101),
+        // A page that this machine serves to its own browser.
+        (&here, "http://localhost:3000".to_owned(), 101),
+        (&lan, "http://localhost:3000".to_owned(), 403),
+        (&lan, "http://192.168.7.7:1".to_owned(), 403),
+        (&lan, "http://192.168.7.8".to_owned(), 403),
+        (&here, "https://evil.example".to_owned(), 403),
+        (&here, "https://panel.example.evil.example".to_owned(), 403),
+        (&here, "http://panel.example".to_owned(), 403),
+        (&here, "null".to_owned(), 403),
     ] {
         let mut http = node.http();
-        http.send(&upgrade_request(node.addr(), &lines));
+        let request = upgrade_request(node.addr(), &format!("Origin: {origin}\r\n"));
+        http.send(&request.replace(&format!("Host: {here}"), &format!("Host: {host}")));
         let reply = http.reply(if status == 101 { Body::Absent } else { Body::Expected });
-        assert_eq!(reply.status, status, "{lines:?} was answered {reply:?}");
+        assert_eq!(reply.status, status, "{origin} at {host} was answered {reply:?}");
     }
 }
 

@@ -228,12 +228,11 @@ fn what_is_wrong_with_a_request_is_a_problem_with_a_code() {
 #[test]
 fn requests_of_other_sites_are_refused() {
     let node = Node::start();
-    let mut http = node.http();
+    let origin = format!("Origin: http://{}", node.addr());
 
-    let foreign = http.request("POST", EVENTS, &["Origin: https://evil.example"], "1");
-    let rebound = http.request("GET", "/v1/topics", &["Host: rebound.example"], "");
-    let own = format!("Origin: http://{}", node.addr());
-    let own = http.request("POST", EVENTS, &[&own], "1");
+    let foreign = node.http().request("POST", EVENTS, &["Origin: https://evil.example"], "1");
+    let rebound = node.http().request("GET", "/v1/topics", &["Host: rebound.example"], "");
+    let own = node.http().request("POST", EVENTS, &[&origin], "1");
 
     assert_problem(&foreign, 403, "forbidden");
     assert!([400, 403, 421].contains(&rebound.status), "{rebound:?}");
