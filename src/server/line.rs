@@ -18,7 +18,7 @@ use std::{
 use crate::{
     base::lock,
     config::Config,
-    metrics::labels::Closed,
+    metrics::labels::{Closed, Transport},
     server::{
         connection::{Connection, Phase},
         outbox::Pushed,
@@ -33,6 +33,14 @@ const AHEAD_BYTES: usize = 64 * 1024;
 /// Topics that wait to be told about; beyond it they are told at once.
 const NEWS_MAX: usize = 64;
 
+/// Events that wait to be counted.
+#[derive(Default)]
+struct Appended {
+    transport: Option<Transport>,
+    events: u64,
+    bytes: u64,
+}
+
 /// One connection's reading half, and what is to be told before it waits.
 pub(crate) struct Line {
     pub(crate) shared: Arc<Shared>,
@@ -46,6 +54,10 @@ pub(crate) struct Line {
     news: Vec<Arc<Topic>>,
     /// Replies went to the outbox.
     replied: bool,
+    /// What this reader appended and has not counted yet.
+    appended: Appended,
+    /// The wall clock when this line last received.
+    now_ms: u64,
     /// The settings in force when this line last waited.
     config: Arc<Config>,
     generation: u64,
@@ -54,6 +66,7 @@ pub(crate) struct Line {
 impl Line {
     pub(crate) fn new(shared: Arc<Shared>, connection: Arc<Connection>) -> Self {
         let (generation, config) = shared.config();
+        let now_ms = shared.clock.unix_ms();
         Self {
             shared,
             connection,
@@ -62,6 +75,8 @@ impl Line {
             busy: false,
             news: Vec::new(),
             replied: false,
+            appended: Appended::default(),
+            now_ms,
             config,
             generation,
         }
@@ -72,8 +87,16 @@ impl Line {
         &self.config
     }
 
-    /// Notes that `topic` has an event that its followers do not know of.
-    pub(crate) fn has_news(&mut self, topic: &Arc<Topic>) {
+    /// The wall clock, as of what is being handled: when it was received.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.now_ms
+    }
+
+    /// Notes that `topic` has an event, with `bytes` of payload, that its followers do not know of.
+    pub(crate) fn has_news(&mut self, topic: &Arc<Topic>, transport: Transport, bytes: usize) {
+        self.appended.transport = Some(transport);
+        self.appended.events += 1;
+        self.appended.bytes += bytes as u64;
         if self.news.iter().rev().any(|known| Arc::ptr_eq(known, topic)) {
             return;
         }
@@ -89,6 +112,11 @@ impl Line {
     ///
     /// While a writer's lane is full.
     pub(crate) fn tell(&mut self) {
+        let Appended { transport, events, bytes } = std::mem::take(&mut self.appended);
+        if let Some(transport) = transport {
+            self.shared.metrics.published.add(transport, events);
+            self.shared.metrics.published_bytes.add(bytes);
+        }
         for topic in self.news.drain(..) {
             topic.wake(|writer| {
                 self.shared.writers[writer].send(Command::Wake(Arc::clone(&topic)));
@@ -154,6 +182,7 @@ impl Line {
                 other => break other?,
             }
         };
+        self.now_ms = self.shared.clock.unix_ms();
         self.connection.heard(self.shared.clock.uptime_ms(), got);
         self.shared.metrics.received_bytes.add(got as u64);
         Ok(got)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     base::limits::HISTORY_BYTES_MAX,
-    metrics::labels::{Recovered, Transport},
+    metrics::labels::Recovered,
     name::Name,
     server::{
         relay::Shared,
@@ -78,11 +78,10 @@ impl Shared {
         &self,
         topic: &mut Arc<Topic>,
         draft: &Draft<'_>,
-        transport: Transport,
+        now_ms: u64,
     ) -> Result<Publication, Refusal> {
-        let now_ms = self.clock.unix_ms();
         loop {
-            if let Some(done) = self.registry.publish(topic, draft, now_ms, transport) {
+            if let Some(done) = self.registry.publish(topic, draft, now_ms) {
                 return Ok(done);
             }
             let name = topic.name().clone();

@@ -167,9 +167,9 @@ fn publish(
     let draft = Draft { user: None, name: event_name.as_deref(), data, key };
     let shared = Arc::clone(&line.shared);
     let mut topic = shared.open_topic(&name)?;
-    let receipt = shared.publish(&mut topic, &draft, Transport::Http)?.receipt;
+    let receipt = shared.publish(&mut topic, &draft, line.now_ms())?.receipt;
     if !receipt.duplicate {
-        line.has_news(&topic);
+        line.has_news(&topic, Transport::Http, data.len());
     }
     let body = serde_json::to_vec(&ReceiptBody::from(receipt)).map_err(internal)?;
     Ok((if receipt.duplicate { 200 } else { 201 }, body))

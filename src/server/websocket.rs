@@ -148,11 +148,12 @@ impl Session {
             data: publish.data,
             key: publish.key.as_deref(),
         };
-        let done = self.line.shared.publish(&mut topic, &draft, Transport::WebSocket);
+        let now_ms = self.line.now_ms();
+        let done = self.line.shared.publish(&mut topic, &draft, now_ms);
         if let Ok(done) = &done
             && !done.receipt.duplicate
         {
-            self.line.has_news(&topic);
+            self.line.has_news(&topic, Transport::WebSocket, publish.data.len());
         }
         self.topic = Some(topic);
         let receipt = done?.receipt;

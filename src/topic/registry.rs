@@ -18,10 +18,7 @@ use crate::{
         sync::atomic::{AtomicBool, AtomicU64, Ordering},
     },
     config::{Policy, TopicSettings},
-    metrics::{
-        Metrics,
-        labels::{Evicted, Transport},
-    },
+    metrics::{Metrics, labels::Evicted},
     name::{Name, Pattern},
     topic::{
         log::{Draft, Evictions},
@@ -155,22 +152,14 @@ impl Registry {
         Ok(topic)
     }
 
-    /// Appends `draft` to `topic`. `None` if the topic was forgotten in the meantime: look it up
+    /// Appends `draft` to `topic`; counting it is up to the caller. `None` if the topic was forgotten in the meantime: look it up
     /// again.
-    pub fn publish(
-        &self,
-        topic: &Topic,
-        draft: &Draft<'_>,
-        now_ms: u64,
-        transport: Transport,
-    ) -> Option<Publication> {
+    pub fn publish(&self, topic: &Topic, draft: &Draft<'_>, now_ms: u64) -> Option<Publication> {
         let window_ms = self.dedupe_window_ms.load(Ordering::Relaxed);
         let publication = topic.publish(draft, now_ms, window_ms)?;
         if publication.receipt.duplicate {
             self.metrics.duplicates.add(1);
         } else {
-            self.metrics.published.add(transport, 1);
-            self.metrics.published_bytes.add(draft.data.len() as u64);
             self.account(publication.evictions, publication.grown);
             if 0 < publication.keys_evicted {
                 self.metrics.dedupe_evicted.add(publication.keys_evicted);

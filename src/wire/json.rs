@@ -8,8 +8,13 @@ use crate::base::limits::JSON_DEPTH_MAX;
 #[must_use]
 pub fn is_shallow(text: &str) -> bool {
     // A message with few brackets cannot nest deep; counting them is much cheaper than tracking
-    // strings, and nearly every message ends here.
-    let brackets = text.bytes().filter(|byte| matches!(byte, b'[' | b'{')).count();
+    // strings, and nearly every message ends here. Counting in bytes, chunk by chunk, is what the
+    // compiler turns into vector instructions.
+    let brackets = |chunk: &[u8]| {
+        let opening = |byte: &u8| u8::from(matches!(byte, b'[' | b'{'));
+        usize::from(chunk.iter().map(opening).sum::<u8>())
+    };
+    let brackets: usize = text.as_bytes().chunks(usize::from(u8::MAX)).map(brackets).sum();
     brackets <= JSON_DEPTH_MAX || depth(text) <= JSON_DEPTH_MAX
 }
 

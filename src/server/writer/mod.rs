@@ -40,6 +40,7 @@ use crate::{
         clock::Clock,
         lane::{Inlet, Receiver, TryRecvError},
         limits::{COMMANDS_PER_TURN, TURN_BYTES},
+        lock,
     },
     config::ConnectionSettings,
     metrics::Metrics,
@@ -199,10 +200,7 @@ impl Writer {
     /// Serves until told to stop, or until nobody is left who could tell it anything.
     pub(crate) fn run(mut self) {
         while !self.stopping {
-            if let Some(command) = self.wait() {
-                self.obey(command);
-            }
-            for _ in 1..COMMANDS_PER_TURN {
+            for _ in 0..COMMANDS_PER_TURN {
                 match self.inbox.try_recv() {
                     Ok(command) => self.obey(command),
                     Err(TryRecvError::Empty) => break,
@@ -210,21 +208,20 @@ impl Writer {
                 }
             }
             self.turn();
+            self.rest();
         }
     }
 
     /// Waits for a command if there is nothing else to do; looks after full sockets meanwhile.
-    fn wait(&mut self) -> Option<Command> {
+    fn rest(&mut self) {
         let busy = !self.ready.is_empty() || !self.lagging.is_empty();
-        if self.stalled.is_empty() && !busy {
-            let command = self.inbox.recv();
-            self.stopping |= command.is_err();
-            return command.ok();
-        }
         if !self.stalled.is_empty() {
             self.look_after_stalled(busy);
+        } else if !busy {
+            lock::assert_none_held();
+            let inbox = &self.inbox;
+            self.waker.park(|| inbox.is_empty());
         }
-        None
     }
 
     fn turn(&mut self) {
