@@ -8,7 +8,7 @@ use crate::support::{
     node::{Node, wait_for_metric},
     peer::{Incoming, Peer},
     proxy::{Mode, Proxy},
-    wait::{LIMIT, wait_until},
+    wait::{LIMIT, Watch, wait_until},
     witness::Witness,
 };
 
@@ -146,4 +146,28 @@ fn an_idle_http_connection_is_closed_and_a_busy_one_is_not() {
         assert_eq!(busy.get("/healthz").status, 200);
         idle.is_closed()
     });
+}
+
+#[test]
+fn a_client_that_ignores_its_goodbye_is_cut_long_before_the_next_heartbeat() {
+    let node = Node::with_config(
+        "max_events = 100\nwrite_stall = \"60s\"\n[[topics]]\npattern = \"clock\"\nmax_age = \"1s\"\n",
+    );
+    let mut stubborn = Peer::connect_tiny(node.addr());
+    stubborn
+        .ask(json!({"type": "subscribe", "topic": "flood", "slow": "disconnect"}), "subscribed");
+    let mut publisher = node.peer();
+    // The connection is older than the time in which every new one is looked after.
+    publisher.publish("clock", 1);
+    wait_until("more than a second to pass", LIMIT, || {
+        publisher.history("clock", json!("start"), 1)["first"] == 2
+    });
+
+    publisher.publish_many("flood", 1_500, 16 * 1024);
+    assert_eq!(stubborn.close_code(), Some(4_200));
+    let watch = Watch::start();
+    // It keeps its side open.
+    wait_for_metric(&node, &["disconnects_total", "reason=\"slow\""], 1.0);
+
+    assert!(watch.elapsed() < Duration::from_secs(12), "took {:?}", watch.elapsed());
 }
