@@ -198,9 +198,6 @@ impl Registry {
             self.metrics.duplicates.add(1);
         } else {
             self.account(publication.evictions, publication.grown);
-            if 0 < publication.keys_evicted {
-                self.metrics.dedupe_evicted.add(publication.keys_evicted);
-            }
             self.reclaim();
         }
         Some(publication)
@@ -278,7 +275,8 @@ impl Registry {
         if gone == Evictions::default() {
             return;
         }
-        let Evictions { count, bytes, age, memory } = gone;
+        let Evictions { count, bytes, age, memory, keys } = gone;
+        self.metrics.dedupe_evicted.add(keys);
         for (reason, events) in [
             (Evicted::Count, count),
             (Evicted::Bytes, bytes),
@@ -313,9 +311,9 @@ impl Registry {
             let Some(largest) = largest else { break };
             let excess = self.bytes() - target;
             let keep = largest.bytes().saturating_sub(excess).max(second.saturating_sub(excess));
-            let (gone, grown) = largest.change(|log| log.shrink(keep, RECLAIM_EVENTS));
+            let (gone, grown) = largest.change(|log| log.shrink(keep, RECLAIM_STEPS));
             self.account(gone, grown);
-            if gone.memory == 0 {
+            if gone.memory + gone.keys == 0 {
                 break;
             }
         }
@@ -323,8 +321,8 @@ impl Registry {
     }
 }
 
-/// Events that one hold of a log's lock removes.
-const RECLAIM_EVENTS: u64 = 1_000;
+/// Events and keys that one hold of a log's lock removes.
+const RECLAIM_STEPS: u64 = 1_000;
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)

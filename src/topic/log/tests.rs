@@ -45,8 +45,10 @@ fn an_event_is_encoded_once_with_all_its_fields() {
     let mut out = Vec::new();
     assert_eq!(log.copy_after(0, u64::MAX, 1, &mut out), Copied::UpTo(1));
     assert_eq!(frame::length(&out), out.len());
-    let expected = "{\"type\":\"event\",\"topic\":\"home/\\\"lamp\\\"\",\"seq\":1,\
-                    \"time\":1700000000000,\"user\":\"anna\",\"name\":\"on\",\"data\":{\"a\": 1.0}}";
+    let expected = concat!(
+        r#"{"type":"event","topic":"home/\"lamp\"","seq":1,"time":1700000000000,"#,
+        r#""user":"anna","name":"on","data":{"a": 1.0}}"#,
+    );
     assert_eq!(std::str::from_utf8(frame::payload(&out)).unwrap(), expected);
 }
 
@@ -138,7 +140,21 @@ fn the_newest_event_stays_even_if_it_is_beyond_the_bound() {
     append(&mut log, "0", 1);
     let (_, gone) = append(&mut log, "1", 2);
     assert_eq!((gone.bytes, log.len(), log.first()), (1, 1, 2));
-    assert_eq!(log.shrink(0, 10).memory, 0);
+    assert_eq!(log.shrink(0, 10).memory, 1, "except to make room for other logs");
+    assert_eq!((log.first(), log.tail()), (3, 2));
+}
+
+#[test]
+fn making_room_takes_keys_after_their_events() {
+    let mut log = log(policy(10));
+    for key in ["a", "b"] {
+        let draft = Draft { user: None, name: None, data: "1", key: Some(key) };
+        log.append(&draft, 1, 1_000);
+    }
+    let before = log.memory();
+    assert_eq!(log.shrink(before - 1, 10), Evictions { memory: 1, ..Evictions::default() });
+    assert_eq!(log.shrink(0, 10), Evictions { memory: 1, keys: 2, ..Evictions::default() });
+    assert_eq!(log.memory(), 0);
 }
 
 #[test]
