@@ -8,13 +8,14 @@
 //!
 //! The top layer: above `client`, `server` and `config`.
 
+mod check;
 mod exit;
 mod health;
 mod history;
 mod http;
 mod output;
 mod publish;
-pub mod serve;
+mod serve;
 mod subscribe;
 mod topics;
 mod values;
@@ -36,12 +37,14 @@ const COMMANDS: &[Entry] = &[
     (subscribe::command, subscribe::run),
     (history::command, history::run),
     (topics::command, topics::run),
+    (check::command, check::run),
     (health::command, health::run),
 ];
 
 const AFTER_HELP: &str = "\
 Examples:
-  landline serve
+  landline
+  landline serve --listen 0.0.0.0:5263 --allow-anonymous
   landline pub door/front '{\"open\":true}'
   make 2>&1 | landline pub build/log --lines
   landline sub 'door/#' --from since:10m -o json
@@ -67,8 +70,6 @@ pub fn command() -> Command {
     let mut command = Command::new("landline")
         .version(env!("CARGO_PKG_VERSION"))
         .about("A reliable event relay for local networks")
-        .subcommand_required(true)
-        .arg_required_else_help(true)
         .after_help(AFTER_HELP)
         .args(globals());
     for (describe, _) in COMMANDS {
@@ -123,7 +124,9 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { Exit::Usage } else { Exit::Done }.into();
         }
     };
-    let Some((name, matches)) = matches.subcommand() else { return Exit::Usage.into() };
+    // No command at all means `serve`, with what the environment says.
+    let serve = serve::command().get_matches_from(["landline"]);
+    let (name, matches) = matches.subcommand().unwrap_or(("serve", &serve));
     let run = COMMANDS.iter().find(|(describe, _)| describe().get_name() == name);
     match run.map_or(Ok(()), |(_, run)| run(matches)) {
         Ok(()) => Exit::Done.into(),

@@ -223,7 +223,9 @@ impl Writer {
                 }
             }
             self.turn();
-            self.rest();
+            if !self.stopping {
+                self.rest();
+            }
         }
     }
 
