@@ -49,7 +49,8 @@ pub(super) fn get(global: &Global<'_>, path: &str) -> Result<Reply, Failure> {
     socket.set_read_timeout(Some(global.timeout)).map_err(broken)?;
     socket.set_write_timeout(Some(global.timeout)).map_err(broken)?;
     let request = format!(
-        "GET {} HTTP/1.1\r\nHost: {server}\r\nAccept: application/json\r\nConnection: close\r\n\r\n",
+        "GET {} HTTP/1.1\r\nHost: {server}\r\nAccept: application/json\r\n\
+         Connection: close\r\n\r\n",
         address.path(path)
     );
     socket.write_all(request.as_bytes()).map_err(broken)?;
