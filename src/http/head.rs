@@ -254,7 +254,8 @@ impl Head {
 
     /// Parses a head that is whole: a request line to an empty line, each ended by CR LF.
     fn parse(bytes: &[u8]) -> Result<Head, HttpError> {
-        let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+        // On the heap: what a stack has once touched stays with its thread for life.
+        let mut headers = vec![httparse::EMPTY_HEADER; HEADERS_MAX];
         let mut request = httparse::Request::new(&mut headers);
         match request.parse(bytes) {
             Ok(httparse::Status::Complete(_)) => {}

@@ -25,7 +25,7 @@ use crate::{
         line::Line,
         relay::grace_deadline_ms,
         requests::check_writable,
-        writer::{By, Command, Follow, PatternOpened},
+        writer::{By, Command, Follow, OpenPattern, PatternOpened, Unfollow},
     },
     topic::{Draft, Follower, Topic},
     wire::{
@@ -54,24 +54,12 @@ pub(crate) struct Session {
     topic: Option<Arc<Topic>>,
 }
 
+type Context = Box<WebSocketContext>;
+
 /// Serves a connection until it ends. `received` came behind the HTTP head.
+#[inline(never)]
 pub(crate) fn serve(line: Line, received: Vec<u8>) -> Option<UserName> {
-    let mut session = Session {
-        line,
-        user: None,
-        user_json: None,
-        subscriptions: HashMap::new(),
-        next_subscription: 0,
-        topic: None,
-    };
-    session.line.connection.enter(Phase::WebSocket, 0);
-    let max_message = session.line.config().connections.max_message;
-    let config = WebSocketConfig::default()
-        .read_buffer_size(READ_BUFFER_BYTES)
-        .write_buffer_size(0)
-        .max_message_size(Some(max_message))
-        .max_frame_size(Some(max_message));
-    let mut context = WebSocketContext::from_partially_read(received, Role::Server, Some(config));
+    let (mut session, mut context) = open(line, received);
     loop {
         match context.read(&mut session.line) {
             Ok(Message::Text(text)) => session.handle(&text),
@@ -90,7 +78,31 @@ pub(crate) fn serve(line: Line, received: Vec<u8>) -> Option<UserName> {
         }
     }
     session.leave();
-    session.user
+    session.user.take()
+}
+
+/// Makes what a connection lives with, on the heap: a stack keeps every page it ever touched, so
+/// what is large and what is rare stay out of the frames of the loop (functions that are not
+/// inlined, here and below, are that for this reason).
+#[inline(never)]
+fn open(line: Line, received: Vec<u8>) -> (Box<Session>, Context) {
+    let session = Box::new(Session {
+        line,
+        user: None,
+        user_json: None,
+        subscriptions: HashMap::new(),
+        next_subscription: 0,
+        topic: None,
+    });
+    session.line.connection.enter(Phase::WebSocket, 0);
+    let max_message = session.line.config().connections.max_message;
+    let config = WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER_BYTES)
+        .write_buffer_size(0)
+        .max_message_size(Some(max_message))
+        .max_frame_size(Some(max_message));
+    let context = WebSocketContext::from_partially_read(received, Role::Server, Some(config));
+    (session, Box::new(context))
 }
 
 impl Session {
@@ -163,6 +175,7 @@ impl Session {
         Ok(())
     }
 
+    #[inline(never)]
     fn subscribe(
         &mut self,
         id: Option<u64>,
@@ -195,6 +208,7 @@ impl Session {
         Ok(())
     }
 
+    #[inline(never)]
     fn subscribe_topic(
         &mut self,
         request: Option<u64>,
@@ -211,6 +225,7 @@ impl Session {
         Ok(())
     }
 
+    #[inline(never)]
     fn subscribe_pattern(
         &mut self,
         request: Option<u64>,
@@ -233,28 +248,22 @@ impl Session {
         }
         self.next_subscription += 1;
         let (connection, subscription) = (self.line.connection.id, self.next_subscription);
-        self.line.command(Command::OpenPattern {
-            connection,
-            subscription,
-            pattern: pattern.clone(),
-            slow,
-        });
+        let open = OpenPattern { connection, subscription, pattern: pattern.clone(), slow };
+        self.line.command(Command::OpenPattern(Box::new(open)));
         let writer = self.line.connection.writer;
         let follower = Follower { writer, connection, subscription };
         let topics = shared.registry.follow_pattern(pattern, follower);
-        self.line.command(Command::PatternOpened(PatternOpened {
+        self.line.command(Command::PatternOpened(Box::new(PatternOpened {
             connection,
             subscription,
             request,
             attached: topics.len(),
             replaced: old.is_some(),
-        }));
-        let positions: HashMap<&Name, From> = match from {
-            From::Positions(list) => {
-                list.iter().map(|(name, position)| (name, From::After(*position))).collect()
-            }
-            _ => HashMap::new(),
-        };
+        })));
+        let mut positions = HashMap::new();
+        if let From::Positions(list) = from {
+            positions.extend(list.iter().map(|(name, position)| (name, From::After(*position))));
+        }
         for topic in topics {
             if !topic.follow(writer) {
                 continue;
@@ -267,6 +276,7 @@ impl Session {
         Ok(())
     }
 
+    #[inline(never)]
     fn unsubscribe(&mut self, id: Option<u64>, filter: Filter) -> Result<(), Refusal> {
         let Some(subscription) = self.subscriptions.remove(&filter) else {
             let message = format!("this connection is not subscribed to {filter}");
@@ -292,9 +302,11 @@ impl Session {
             self.line.shared.registry.unfollow_pattern(pattern, follower);
         }
         let filter = filter.clone();
-        self.line.command(Command::Unfollow { connection, request, filter, subscription, quiet });
+        let unfollow = Unfollow { connection, request, filter, subscription, quiet };
+        self.line.command(Command::Unfollow(Box::new(unfollow)));
     }
 
+    #[inline(never)]
     fn history(
         &mut self,
         id: Option<u64>,
@@ -307,6 +319,7 @@ impl Session {
         Ok(())
     }
 
+    #[inline(never)]
     fn hello(&mut self, id: Option<u64>, user: Option<UserName>, client: Option<&str>) {
         if let Some(user) = user {
             let mut text = Vec::new();
@@ -332,6 +345,7 @@ impl Session {
 
     /// Ends the connection with a goodbye and a close frame; reading goes on until the client has
     /// closed its side, or its grace is over.
+    #[inline(never)]
     fn end(&mut self, reason: Closed, code: CloseCode, text: &str) {
         let deadline_ms = grace_deadline_ms(self.line.shared.clock.uptime_ms());
         let bye = Bye { reason: text, code, reconnect_after_ms: None };
@@ -346,6 +360,7 @@ impl Session {
     }
 
     /// Reading has ended: properly, by a broken line, or because the client broke a rule.
+    #[inline(never)]
     fn fail(&mut self, error: &Error) {
         let connection = Arc::clone(&self.line.connection);
         match error {
@@ -365,8 +380,15 @@ impl Session {
                 self.end(Closed::Protocol, CloseCode::InvalidText, text);
                 self.discard();
             }
-            other => {
-                self.end(Closed::Protocol, CloseCode::Protocol, &other.to_string());
+            Error::Capacity(_)
+            | Error::Protocol(_)
+            | Error::WriteBufferFull(_)
+            | Error::AttackAttempt
+            | Error::Url(_)
+            | Error::Http(_)
+            | Error::HttpFormat(_)
+            | Error::Tls(_) => {
+                self.end(Closed::Protocol, CloseCode::Protocol, &error.to_string());
                 self.discard();
             }
         }
@@ -379,6 +401,7 @@ impl Session {
         while let Ok(1..) = std::io::Read::read(&mut self.line, &mut nowhere) {}
     }
 
+    #[inline(never)]
     fn leave(&mut self) {
         self.line.tell();
         let metrics = Arc::clone(&self.line.shared.metrics);

@@ -379,3 +379,6 @@ impl Rate {
         (current as f64 + previous as f64 * left) * 1_000.0 / RATE_WINDOW_MS as f64
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,9 +4,12 @@
 //! Every field is first taken as raw JSON, which is iterative and borrows from the message; only
 //! the fields that the request's type knows are looked into. `data` is never looked into at all.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
-use serde::{Deserialize, Deserializer};
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeSeed, Error, IgnoredAny, MapAccess, Visitor},
+};
 use serde_json::value::RawValue;
 
 use crate::{
@@ -90,13 +93,13 @@ pub fn decode(text: &str) -> Decoded<'_> {
         let message = format!("the message nests deeper than {JSON_DEPTH_MAX} levels");
         return Decoded { id: None, request: Err(Refusal::new(Code::BadRequest, message)) };
     }
-    let envelope: Envelope<'_> = match serde_json::from_str(text) {
-        Ok(envelope) => envelope,
-        Err(error) => {
-            let message = format!("the message is not a valid JSON object: {error}");
-            return Decoded { id: None, request: Err(Refusal::new(Code::BadRequest, message)) };
-        }
-    };
+    let mut envelope = Envelope::default();
+    let mut parser = serde_json::Deserializer::from_str(text);
+    let filled = Fill(&mut envelope).deserialize(&mut parser).and_then(|()| parser.end());
+    if let Err(error) = filled {
+        let message = format!("the message is not a valid JSON object: {error}");
+        return Decoded { id: None, request: Err(Refusal::new(Code::BadRequest, message)) };
+    }
     match envelope.id.number("id") {
         Ok(id) => Decoded { id, request: envelope.request() },
         Err(refusal) => Decoded { id: None, request: Err(refusal) },
@@ -114,35 +117,71 @@ impl<'de: 'a, 'a> Deserialize<'de> for Field<'a> {
     }
 }
 
-#[derive(Deserialize, Default)]
-#[serde(default, expecting = "a JSON object")]
+/// The fields of a message, as they stand in it.
+#[derive(Default)]
 struct Envelope<'a> {
-    #[serde(rename = "type", borrow)]
     kind: Field<'a>,
-    #[serde(borrow)]
     id: Field<'a>,
-    #[serde(borrow)]
     topic: Field<'a>,
-    #[serde(borrow)]
     data: Field<'a>,
-    #[serde(borrow)]
     name: Field<'a>,
-    #[serde(borrow)]
     key: Field<'a>,
-    #[serde(borrow)]
     from: Field<'a>,
-    #[serde(borrow)]
     slow: Field<'a>,
-    #[serde(borrow)]
     ack: Field<'a>,
-    #[serde(borrow)]
     consumer: Field<'a>,
-    #[serde(borrow)]
     limit: Field<'a>,
-    #[serde(borrow)]
     user: Field<'a>,
-    #[serde(borrow)]
     client: Field<'a>,
+}
+
+/// Fills an envelope in place. What the derived code does instead, a second set of fields that is
+/// then moved twice, is a tenth of the cost of a publish.
+struct Fill<'e, 'a>(&'e mut Envelope<'a>);
+
+impl<'de> DeserializeSeed<'de> for Fill<'_, 'de> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Fill<'_, 'de> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(Text(key)) = map.next_key()? {
+            let slot = match &*key {
+                "type" => &mut self.0.kind,
+                "id" => &mut self.0.id,
+                "topic" => &mut self.0.topic,
+                "data" => &mut self.0.data,
+                "name" => &mut self.0.name,
+                "key" => &mut self.0.key,
+                "from" => &mut self.0.from,
+                "slow" => &mut self.0.slow,
+                "ack" => &mut self.0.ack,
+                "consumer" => &mut self.0.consumer,
+                "limit" => &mut self.0.limit,
+                "user" => &mut self.0.user,
+                "client" => &mut self.0.client,
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                    continue;
+                }
+            };
+            if slot.0.is_some() {
+                return Err(A::Error::custom(format_args!("the field {key} stands there twice")));
+            }
+            *slot = map.next_value()?;
+        }
+        Ok(())
+    }
 }
 
 impl<'a> Envelope<'a> {
@@ -176,6 +215,7 @@ impl<'a> Envelope<'a> {
         Ok(Publish { topic, data, name, key })
     }
 
+    #[inline(never)]
     fn subscribe(&self) -> Result<Request<'a>, Refusal> {
         let filter = self.filter()?;
         let from = self.from()?.unwrap_or(From::Live);
@@ -221,6 +261,7 @@ impl<'a> Envelope<'a> {
         Ok(Request::Subscribe { filter, from, slow })
     }
 
+    #[inline(never)]
     fn history(&self) -> Result<Request<'a>, Refusal> {
         let topic = self.topic.required("topic")?.text("topic")?.unwrap_or_default();
         let topic = parse_topic(&topic)?;
@@ -239,6 +280,7 @@ impl<'a> Envelope<'a> {
         Ok(Request::History { topic, from, limit })
     }
 
+    #[inline(never)]
     fn hello(&self) -> Result<Request<'a>, Refusal> {
         let user = match self.user.text("user")? {
             None => None,
@@ -368,18 +410,15 @@ struct Positions<'a>(Vec<(Cow<'a, str>, FromFields<'a>)>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Positions<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl<'de> serde::de::Visitor<'de> for Visitor {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
             type Value = Positions<'de>;
 
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object of positions by topic")
             }
 
-            fn visit_map<A: serde::de::MapAccess<'de>>(
-                self,
-                mut map: A,
-            ) -> Result<Self::Value, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 let mut entries = Vec::new();
                 while let Some((topic, fields)) = map.next_entry::<Text<'de>, FromFields<'de>>()? {
                     entries.push((topic.0, fields));
@@ -387,7 +426,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Positions<'a> {
                 Ok(Positions(entries))
             }
         }
-        deserializer.deserialize_map(Visitor)
+        deserializer.deserialize_map(Entries)
     }
 }
 

@@ -33,4 +33,9 @@ pub mod http_api;
 
 pub mod shutdown;
 
+mod client;
+mod client_support;
+
+mod cli;
+
 pub mod tidy;

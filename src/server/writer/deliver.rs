@@ -5,13 +5,13 @@
 use std::sync::Arc;
 
 use super::{
-    ARENA_BYTES, By, Feed, Follow, PatternOpened, Peer, Writer,
-    peer::{Following, OpenPattern, Part, PartKind},
+    ARENA_BYTES, By, Feed, Follow, OpenPattern, PatternOpened, Peer, Unfollow, Writer,
+    peer::{Following, Part, PartKind, PatternState},
 };
 use crate::{
     base::{limits::TURN_BYTES, lock},
     metrics::labels::Closed,
-    name::{Filter, Pattern},
+    name::Filter,
     server::connection::{Bye, Connection},
     topic::{Copied, Start, Topic},
     wire::{
@@ -85,7 +85,7 @@ impl Writer {
         if let By::Pattern { subscription } = follow.by {
             match self.peers[index].patterns.get_mut(&subscription) {
                 None => return follow.topic.unfollow(self.index, self.clock.unix_ms()),
-                Some(OpenPattern { held: Some(held), .. }) => return held.push(follow),
+                Some(PatternState { held: Some(held), .. }) => return held.push(follow),
                 Some(_) => {}
             }
         }
@@ -228,16 +228,11 @@ impl Writer {
             .or_insert_with(|| self.feeds.insert(Feed::new(Arc::clone(topic), at)))
     }
 
-    pub(super) fn open_pattern(
-        &mut self,
-        connection: u64,
-        subscription: u64,
-        pattern: Pattern,
-        slow: SlowPolicy,
-    ) {
+    pub(super) fn open_pattern(&mut self, open: OpenPattern) {
+        let OpenPattern { connection, subscription, pattern, slow } = open;
         if let Some(&index) = self.by_connection.get(&connection) {
-            let open = OpenPattern { pattern, slow, held: Some(Vec::new()) };
-            self.peers[index].patterns.insert(subscription, open);
+            let state = PatternState { pattern, slow, held: Some(Vec::new()) };
+            self.peers[index].patterns.insert(subscription, state);
         }
     }
 
@@ -253,7 +248,15 @@ impl Writer {
         held.iter().for_each(|follow| self.place(index, follow));
     }
 
-    pub(super) fn unfollow(&mut self, connection: u64, filter: &Filter, subscription: u64) {
+    pub(super) fn unfollow(&mut self, unfollow: &Unfollow) {
+        let Unfollow { connection, request, filter, subscription, quiet } = unfollow;
+        self.end_subscription(*connection, filter, *subscription);
+        if !quiet {
+            self.say(*connection, |out| reply::unsubscribed(out, *request, filter.as_str()));
+        }
+    }
+
+    fn end_subscription(&mut self, connection: u64, filter: &Filter, subscription: u64) {
         let Some(&index) = self.by_connection.get(&connection) else { return };
         let peer = &mut self.peers[index];
         let mut left = Vec::new();

@@ -45,12 +45,12 @@ use crate::{
     config::ConnectionSettings,
     metrics::Metrics,
     name::{Filter, Pattern},
-    server::connection::Connection,
+    server::{connection::Connection, keeper::Watch},
     topic::{Start, Topic},
     wire::request::SlowPolicy,
 };
 
-/// What a writer is told. Nothing here grows with the number of events: wake-ups and flushes are
+/// What a writer is told. Two words each, so that a lane is small also when it is long. Nothing here grows with the number of events: wake-ups and flushes are
 /// coalesced by a flag of their topic or outbox.
 pub(crate) enum Command {
     /// A connection begins.
@@ -60,23 +60,17 @@ pub(crate) enum Command {
     /// A connection follows a topic from a position.
     Follow(Box<Follow>),
     /// A pattern subscription begins; its topics come as [`Command::Follow`].
-    OpenPattern { connection: u64, subscription: u64, pattern: Pattern, slow: SlowPolicy },
+    OpenPattern(Box<OpenPattern>),
     /// All topics that matched at the beginning have come, and this many they were.
-    PatternOpened(PatternOpened),
+    PatternOpened(Box<PatternOpened>),
     /// A subscription ends.
-    Unfollow {
-        connection: u64,
-        request: Option<u64>,
-        filter: Filter,
-        subscription: u64,
-        quiet: bool,
-    },
+    Unfollow(Box<Unfollow>),
     /// A topic has news.
     Wake(Arc<Topic>),
     /// An outbox has something.
     Flush { connection: u64 },
     /// New limits, after a reload.
-    Settings(ConnectionSettings),
+    Settings(Box<ConnectionSettings>),
     /// The relay stops; nothing comes after this.
     Stop,
 }
@@ -113,6 +107,24 @@ pub(crate) struct Follow {
     pub(crate) by: By,
 }
 
+/// A pattern's subscription to be.
+pub(crate) struct OpenPattern {
+    pub(crate) connection: u64,
+    pub(crate) subscription: u64,
+    pub(crate) pattern: Pattern,
+    pub(crate) slow: SlowPolicy,
+}
+
+/// A subscription that ends.
+pub(crate) struct Unfollow {
+    pub(crate) connection: u64,
+    pub(crate) request: Option<u64>,
+    pub(crate) filter: Filter,
+    pub(crate) subscription: u64,
+    /// Nobody waits for an answer.
+    pub(crate) quiet: bool,
+}
+
 /// What a pattern's subscriber is told when its subscription stands.
 pub(crate) struct PatternOpened {
     pub(crate) connection: u64,
@@ -137,6 +149,7 @@ pub(crate) struct Writer {
     index: usize,
     inbox: Receiver<Command>,
     waker: Arc<Waker>,
+    keeper: Inlet<Watch>,
     settings: ConnectionSettings,
     clock: Clock,
     metrics: Arc<Metrics>,
@@ -165,6 +178,7 @@ pub(crate) struct WriterParts {
     pub(crate) index: usize,
     pub(crate) inbox: Receiver<Command>,
     pub(crate) waker: Arc<Waker>,
+    pub(crate) keeper: Inlet<Watch>,
     pub(crate) settings: ConnectionSettings,
     pub(crate) clock: Clock,
     pub(crate) metrics: Arc<Metrics>,
@@ -175,11 +189,12 @@ const ARENA_BYTES: usize = 4 * TURN_BYTES;
 
 impl Writer {
     pub(crate) fn new(parts: WriterParts) -> Self {
-        let WriterParts { index, inbox, waker, settings, clock, metrics } = parts;
+        let WriterParts { index, inbox, waker, keeper, settings, clock, metrics } = parts;
         Self {
             index,
             inbox,
             waker,
+            keeper,
             settings,
             clock,
             metrics,
@@ -242,19 +257,10 @@ impl Writer {
             Command::Attach(connection) => self.attach(connection),
             Command::Detach { connection } => self.detach(connection),
             Command::Follow(follow) => self.follow(*follow),
-            Command::OpenPattern { connection, subscription, pattern, slow } => {
-                self.open_pattern(connection, subscription, pattern, slow);
-            }
+            Command::OpenPattern(open) => self.open_pattern(*open),
             Command::PatternOpened(opened) => self.pattern_opened(&opened),
-            Command::Unfollow { connection, request, filter, subscription, quiet } => {
-                self.unfollow(connection, &filter, subscription);
-                if !quiet {
-                    self.say(connection, |out| {
-                        crate::wire::reply::unsubscribed(out, request, filter.as_str());
-                    });
-                }
-            }
-            Command::Settings(settings) => self.settings = settings,
+            Command::Unfollow(unfollow) => self.unfollow(&unfollow),
+            Command::Settings(settings) => self.settings = *settings,
             Command::Stop => self.stopping = true,
         }
     }

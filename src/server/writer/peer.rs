@@ -28,7 +28,7 @@ pub(super) struct Peer {
     pub(super) follows: HashMap<usize, Following>,
     /// Feeds in which this peer is behind.
     pub(super) behind: Vec<usize>,
-    pub(super) patterns: HashMap<u64, OpenPattern>,
+    pub(super) patterns: HashMap<u64, PatternState>,
     /// When the socket first took nothing, or last took something.
     pub(super) stalled_since: Option<Instant>,
     /// In the writer's `touched`.
@@ -76,7 +76,7 @@ pub(super) struct Following {
 }
 
 /// A subscription to a pattern.
-pub(super) struct OpenPattern {
+pub(super) struct PatternState {
     pub(super) pattern: Pattern,
     pub(super) slow: SlowPolicy,
     /// Topics that came before the subscription was confirmed; `None` once it was.
