@@ -56,11 +56,11 @@ label!(
         /// The client vanished: end of stream or reset without a close frame.
         Lost = "lost",
         /// Nothing was heard for the heartbeat timeout.
-        Heartbeat = "heartbeat",
+        Heartbeat = "heartbeat_missed",
         /// Nothing of what waited was taken for the write stall limit.
         Stalled = "stalled",
         /// A subscription with `slow: disconnect` fell out of its log.
-        Slow = "slow",
+        Slow = "slow_consumer",
         /// It broke the WebSocket protocol.
         Protocol = "protocol",
         /// It sent a message beyond the size limit.

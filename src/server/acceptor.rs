@@ -35,7 +35,7 @@ use crate::{
 /// storm: the kernel drops what is beyond it and the clients try again a second later.
 const BACKLOG: i32 = 4_096;
 /// Turned-away connections that are kept until their clients have read why.
-const TURNED_AWAY_MAX: usize = 64;
+pub(crate) const TURNED_AWAY_MAX: usize = 32;
 
 /// Binds a listener to `address`, a `host:port` whose host may be a name.
 ///

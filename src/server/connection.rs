@@ -121,6 +121,11 @@ impl Connection {
         self.deadline_ms.load(Ordering::Relaxed)
     }
 
+    /// Lets the phase end at `deadline_ms` if it would end later.
+    pub(crate) fn hurry(&self, deadline_ms: u64) {
+        self.deadline_ms.fetch_min(deadline_ms, Ordering::Relaxed);
+    }
+
     /// Notes that the client was heard.
     pub(crate) fn heard(&self, now_ms: u64, bytes: usize) {
         self.heard_ms.store(now_ms, Ordering::Relaxed);

@@ -7,10 +7,11 @@ use std::fs;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::base::limits::MAPPINGS_PER_THREAD;
+use crate::{base::limits::MAPPINGS_PER_THREAD, server::acceptor::TURNED_AWAY_MAX};
 
-/// Descriptors that are not connections: listeners, logs, bells, and some in reserve.
-const DESCRIPTORS_RESERVED: u64 = 64;
+/// Descriptors that are not connections: listeners, logs, bells, connections that were turned away,
+/// and some in reserve.
+const DESCRIPTORS_RESERVED: u64 = 64 + TURNED_AWAY_MAX as u64;
 /// Mappings that are not stacks: the binary, the heap's arenas, libraries.
 const MAPPINGS_RESERVED: u64 = 4_000;
 /// Processes and threads of everything else.
@@ -77,7 +78,7 @@ mod tests {
         let bound = |name, connections| Some(Bound { name, connections });
         let all = tightest(Some(20_000), Some(65_530), Some(32_768), Some(192_730));
         assert_eq!(all, bound("vm.max_map_count", 15_382));
-        assert_eq!(tightest(Some(1_024), Some(65_530), None, None), bound("RLIMIT_NOFILE", 960));
+        assert_eq!(tightest(Some(1_024), Some(65_530), None, None), bound("RLIMIT_NOFILE", 928));
         assert_eq!(tightest(Some(10), None, None, None), bound("RLIMIT_NOFILE", 1));
         assert_eq!(tightest(None, None, None, None), None);
     }

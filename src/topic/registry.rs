@@ -262,10 +262,12 @@ impl Registry {
                 log.evict(now_ms)
             });
             self.account(gone, grown);
-            if topic.retire(unused_since_ms) {
-                self.inner.with(|inner| inner.topics.remove(topic.name()));
-                self.metrics.topics_forgotten.add(1);
-            }
+            // With the registry's lock held, so that nobody finds a topic that is forgotten.
+            let forgotten = topic.is_unused(unused_since_ms)
+                && self.inner.with(|inner| {
+                    topic.retire(unused_since_ms) && inner.topics.remove(topic.name()).is_some()
+                });
+            self.metrics.topics_forgotten.add(u64::from(forgotten));
         }
     }
 

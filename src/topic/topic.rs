@@ -121,12 +121,17 @@ impl Topic {
         self.used_ms.store(now_ms, Ordering::Relaxed);
     }
 
-    /// Marks the topic as forgotten if nobody follows it, nothing would be missed, and it was of
-    /// no use since `unused_since_ms`.
+    /// Whether nobody follows the topic, and it was of no use since `unused_since_ms`.
+    #[must_use]
+    pub fn is_unused(&self, unused_since_ms: u64) -> bool {
+        self.used_ms.load(Ordering::Relaxed) <= unused_since_ms && self.followers() == 0
+    }
+
+    /// Marks the topic as forgotten if it [is unused](Topic::is_unused) and nothing in it would be
+    /// missed. To be called with the registry's lock held, which then removes it.
     pub fn retire(&self, unused_since_ms: u64) -> bool {
-        let used_ms = self.used_ms.load(Ordering::Relaxed);
         self.log.with(|body| {
-            let idle = used_ms <= unused_since_ms && self.followers() == 0;
+            let idle = self.is_unused(unused_since_ms);
             body.retired = body.retired || (idle && body.log.is_forgettable());
             body.retired
         })

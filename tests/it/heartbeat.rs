@@ -181,7 +181,7 @@ fn a_client_that_ignores_its_goodbye_is_cut_long_before_the_next_heartbeat() {
     assert_eq!(stubborn.close_code(), Some(4_200));
     let watch = Watch::start();
     // It keeps its side open.
-    wait_for_metric(&node, &["disconnects_total", "reason=\"slow\""], 1.0);
+    wait_for_metric(&node, &["disconnects_total", "reason=\"slow_consumer\""], 1.0);
 
     assert!(watch.elapsed() < Duration::from_secs(12), "took {:?}", watch.elapsed());
 }

@@ -156,7 +156,7 @@ fn a_stalled_peer_that_asked_for_it_is_disconnected_and_resumes() {
     let seen = seqs(&messages);
     assert_eq!(seen, (1..=seen.len() as u64).collect::<Vec<_>>(), "no hole before the end");
     drop(stalled);
-    wait_for_metric(&node, &["disconnects_total", "reason=\"slow\""], 1.0);
+    wait_for_metric(&node, &["disconnects_total", "reason=\"slow_consumer\""], 1.0);
 
     let last = seen.len() as u64;
     let mut resumed = node.peer();

@@ -216,3 +216,14 @@ fn a_relay_that_runs_out_of_files_serves_who_is_there_and_recovers() {
     assert!(0.0 < node.metrics().sum(&["server_refused_total"]));
     witness.finish();
 }
+
+#[test]
+fn a_client_that_ignores_the_goodbye_does_not_hold_up_the_stop() {
+    let mut node = Node::with(&["--drain", "30s"]);
+    let mut silent = node.peer();
+    silent.subscribe("a");
+
+    node.signal(Signal::TERM);
+
+    assert!(node.wait_exit(Duration::from_secs(15)).success(), "it took the whole drain");
+}

@@ -46,11 +46,16 @@ impl Writer {
         let deadline_ms = grace_deadline_ms(self.clock.uptime_ms());
         let connection = &self.peers[index].connection;
         connection.say_bye(reason, deadline_ms, bye);
-        // A writer waits for nobody: if the keeper's lane is full, the keeper looks later, when it
-        // would have looked anyway.
-        let watch = Watch { connection: Arc::downgrade(connection), at_ms: deadline_ms };
-        drop(self.keeper.offer(watch));
-        self.flush(connection.id);
+        let id = connection.id;
+        self.watch(index, deadline_ms);
+        self.flush(id);
+    }
+
+    /// Has the keeper look at a connection. A writer waits for nobody: if the keeper's lane is full,
+    /// the keeper looks later, when it would have looked anyway.
+    fn watch(&self, index: usize, at_ms: u64) {
+        let connection = Arc::downgrade(&self.peers[index].connection);
+        drop(self.keeper.offer(Watch { connection, at_ms }));
     }
 
     pub(super) fn flush(&mut self, connection: u64) {
@@ -274,8 +279,14 @@ impl Writer {
             peer.finished = true;
             // An error means that the socket is gone already.
             drop(peer.connection.socket.shutdown(Shutdown::Write));
+            // The client has everything; it gets a moment to close its own half.
+            let deadline_ms = grace_deadline_ms(self.clock.uptime_ms());
+            peer.connection.hurry(deadline_ms);
+            if !peer.detached {
+                self.watch(index, deadline_ms);
+            }
         }
-        if peer.detached {
+        if self.peers[index].detached {
             self.remove(index);
         }
     }
