@@ -37,7 +37,7 @@ fn a_silent_client_is_pinged_and_then_closed_with_4101() {
     assert!(1 <= peer.pings(), "it was never pinged");
     assert_eq!(code, Some(4_101));
     drop(peer);
-    wait_for_metric(&node, &["disconnects_total", "reason=\"heartbeat\""], 1.0);
+    wait_for_metric(&node, &["disconnects_total", "reason=\"heartbeat_missed\""], 1.0);
 }
 
 #[test]

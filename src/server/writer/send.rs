@@ -51,8 +51,8 @@ impl Writer {
         self.flush(id);
     }
 
-    /// Has the keeper look at a connection. A writer waits for nobody: if the keeper's lane is full,
-    /// the keeper looks later, when it would have looked anyway.
+    /// Has the keeper look at a connection. A writer waits for nobody: if the keeper's lane is
+    /// full, the keeper looks later, when it would have looked anyway.
     fn watch(&self, index: usize, at_ms: u64) {
         let connection = Arc::downgrade(&self.peers[index].connection);
         drop(self.keeper.offer(Watch { connection, at_ms }));
