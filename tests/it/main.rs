@@ -1,0 +1,36 @@
+//! The relay as its clients see it: the real binary over real sockets.
+
+#![expect(clippy::disallowed_methods, reason = "tests have threads and clocks of their own")]
+#![expect(clippy::cast_possible_truncation, reason = "tests know their numbers")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test that fails should say so at once"
+)]
+
+pub mod support;
+
+pub mod order;
+
+pub mod loss;
+
+pub mod resume;
+
+pub mod epoch;
+
+pub mod dedupe;
+
+pub mod isolation;
+
+pub mod handshake;
+
+pub mod hostile;
+
+pub mod heartbeat;
+
+pub mod http_api;
+
+pub mod shutdown;
+
+pub mod tidy;

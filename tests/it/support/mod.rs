@@ -1,0 +1,10 @@
+//! What the tests stand on: a real relay, peers that can misbehave, a faulty network, and a witness
+//! beside them, and waiting with a limit.
+
+pub mod frame;
+pub mod http;
+pub mod node;
+pub mod peer;
+pub mod proxy;
+pub mod wait;
+pub mod witness;

@@ -1,0 +1,253 @@
+//! A network that fails by script: a TCP proxy that cuts, stalls, trickles, or leaves the relay
+//! with a connection whose other end is gone.
+
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU8, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+
+use super::{
+    peer::{is_timeout, reset},
+    wait::{LIMIT, pause},
+};
+
+/// Time after which a pump looks at the mode again.
+const STEP: Duration = Duration::from_millis(5);
+
+/// What the proxy does with bytes, in both directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Mode {
+    /// Passes them on.
+    Pass,
+    /// Keeps them, and reads no more.
+    Stall,
+    /// Passes one byte every millisecond.
+    Trickle,
+}
+
+impl Mode {
+    const ALL: [Mode; 3] = [Mode::Pass, Mode::Stall, Mode::Trickle];
+}
+
+pub struct Proxy {
+    addr: SocketAddr,
+    shared: Arc<Shared>,
+    accept: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    target: SocketAddr,
+    mode: AtomicU8,
+    stop: AtomicBool,
+    links: Mutex<Vec<Link>>,
+    pumps: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// One proxied connection.
+struct Link {
+    client: TcpStream,
+    relay: TcpStream,
+    /// Set where the ends are to live and die on their own.
+    severed: Arc<AtomicBool>,
+}
+
+impl Proxy {
+    #[track_caller]
+    #[must_use]
+    pub fn start(target: SocketAddr) -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
+        let addr = listener.local_addr().expect("an address");
+        let shared = Arc::new(Shared {
+            target,
+            mode: AtomicU8::new(Mode::Pass as u8),
+            stop: AtomicBool::new(false),
+            links: Mutex::new(Vec::new()),
+            pumps: Mutex::new(Vec::new()),
+        });
+        let accept = thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                for client in listener.incoming() {
+                    if shared.stop.load(Ordering::SeqCst) {
+                        return;
+                    }
+                    shared.link(client.expect("accept"));
+                }
+            }
+        });
+        Proxy { addr, shared, accept: Some(accept) }
+    }
+
+    /// Where clients connect.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    pub fn set(&self, mode: Mode) {
+        self.shared.mode.store(mode as u8, Ordering::SeqCst);
+    }
+
+    /// Resets every connection, at both ends.
+    pub fn cut(&self) {
+        for link in self.shared.links.lock().drain(..) {
+            link.severed.store(true, Ordering::SeqCst);
+            reset(&link.client);
+            reset(&link.relay);
+        }
+    }
+
+    /// Takes every connection away from its client; the relay's end stays as it is, and silent.
+    pub fn half_open(&self) {
+        for link in self.shared.links.lock().iter() {
+            link.severed.store(true, Ordering::SeqCst);
+            reset(&link.client);
+        }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.cut();
+        drop(TcpStream::connect(self.addr));
+        let accept = self.accept.take().map(JoinHandle::join);
+        let pumps = std::mem::take(&mut *self.shared.pumps.lock());
+        let ended = pumps.into_iter().map(JoinHandle::join).chain(accept).all(|end| end.is_ok());
+        assert!(ended || thread::panicking(), "a thread of the proxy panicked");
+    }
+}
+
+impl Shared {
+    fn link(self: &Arc<Shared>, client: TcpStream) {
+        let Ok(relay) = TcpStream::connect(self.target) else {
+            reset(&client);
+            return;
+        };
+        let severed = Arc::new(AtomicBool::new(false));
+        for (from, to) in [(&client, &relay), (&relay, &client)] {
+            let from = from.try_clone().expect("clone a socket");
+            let to = to.try_clone().expect("clone a socket");
+            let (shared, severed) = (Arc::clone(self), Arc::clone(&severed));
+            let pump = thread::spawn(move || shared.pump(&from, &to, &severed));
+            self.pumps.lock().push(pump);
+        }
+        self.links.lock().push(Link { client, relay, severed });
+    }
+
+    /// Moves bytes until one end is gone.
+    fn pump(&self, mut from: &TcpStream, mut to: &TcpStream, severed: &AtomicBool) {
+        from.set_read_timeout(Some(STEP)).ok();
+        to.set_write_timeout(Some(LIMIT)).ok();
+        let mut bytes = [0; 16 * 1024];
+        loop {
+            if self.stop.load(Ordering::SeqCst) || severed.load(Ordering::SeqCst) {
+                return;
+            }
+            let mode = Mode::ALL[usize::from(self.mode.load(Ordering::SeqCst))];
+            if mode == Mode::Stall {
+                pause(STEP);
+                continue;
+            }
+            let room = if mode == Mode::Trickle { 1 } else { bytes.len() };
+            let moved = match from.read(&mut bytes[..room]) {
+                Ok(0) => false,
+                Ok(count) => to.write_all(&bytes[..count]).is_ok(),
+                Err(error) => is_timeout(&error),
+            };
+            if !moved {
+                if !severed.load(Ordering::SeqCst) {
+                    to.shutdown(Shutdown::Write).ok();
+                }
+                return;
+            }
+            if mode == Mode::Trickle {
+                pause(Duration::from_millis(1));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A listener that the proxy leads to, a client, and the relay's end of its connection.
+    fn connected() -> (Proxy, TcpStream, TcpStream) {
+        let relay = TcpListener::bind("127.0.0.1:0").unwrap();
+        let proxy = Proxy::start(relay.local_addr().unwrap());
+        let client = TcpStream::connect(proxy.addr()).unwrap();
+        let (end, _) = relay.accept().unwrap();
+        for stream in [&client, &end] {
+            stream.set_read_timeout(Some(LIMIT)).unwrap();
+        }
+        (proxy, client, end)
+    }
+
+    fn echo(mut client: &TcpStream, mut end: &TcpStream) -> [u8; 4] {
+        client.write_all(b"ping").unwrap();
+        let mut bytes = [0; 4];
+        end.read_exact(&mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn bytes_pass_at_full_speed_and_one_at_a_time() {
+        let (proxy, client, end) = connected();
+
+        assert_eq!(&echo(&client, &end), b"ping");
+        proxy.set(Mode::Trickle);
+        assert_eq!(&echo(&end, &client), b"ping");
+    }
+
+    #[test]
+    fn a_stalled_proxy_keeps_bytes_until_it_goes_on() {
+        let (proxy, mut client, mut end) = connected();
+        echo(&client, &end);
+        proxy.set(Mode::Stall);
+        pause(STEP * 4);
+
+        client.write_all(b"late").unwrap();
+        end.set_read_timeout(Some(STEP * 10)).unwrap();
+        assert!(is_timeout(&end.read(&mut [0; 4]).unwrap_err()));
+        proxy.set(Mode::Pass);
+        end.set_read_timeout(Some(LIMIT)).unwrap();
+        let mut bytes = [0; 4];
+        end.read_exact(&mut bytes).unwrap();
+
+        assert_eq!(&bytes, b"late");
+    }
+
+    #[test]
+    fn a_cut_ends_both_ends() {
+        let (proxy, mut client, mut end) = connected();
+        echo(&client, &end);
+
+        proxy.cut();
+
+        for stream in [&mut client, &mut end] {
+            assert!(!matches!(stream.read(&mut [0; 4]), Ok(1..)));
+        }
+    }
+
+    #[test]
+    fn a_half_open_connection_is_silent_for_the_relay() {
+        let (proxy, mut client, mut end) = connected();
+        echo(&client, &end);
+
+        proxy.half_open();
+
+        assert!(!matches!(client.read(&mut [0; 4]), Ok(1..)));
+        end.set_read_timeout(Some(STEP * 10)).unwrap();
+        assert!(is_timeout(&end.read(&mut [0; 4]).unwrap_err()), "the relay's end is open");
+    }
+}
