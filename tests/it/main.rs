@@ -33,4 +33,6 @@ pub mod http_api;
 
 pub mod shutdown;
 
+pub mod docs;
+
 pub mod tidy;
