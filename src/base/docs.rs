@@ -18,3 +18,31 @@ pub fn compare(path: &str, expected: &str) {
     let found = fs::read_to_string(&file).unwrap_or_default();
     assert!(found == expected, "{path} is out of step with the code; run UPDATE_DOCS=1 cargo test");
 }
+
+mod tests {
+    use std::fs;
+
+    use crate::base::{lane::LANES, lock::Rank};
+
+    /// The first cells of the table under `heading`, without their code marks.
+    fn first_cells(heading: &str) -> Vec<String> {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/ARCHITECTURE.md");
+        let text = fs::read_to_string(path).expect("ARCHITECTURE.md is there");
+        let section = text.split("\n## ").find(|section| section.starts_with(heading));
+        let rows =
+            section.expect("the section is there").lines().filter(|line| line.starts_with("| `"));
+        rows.filter_map(|row| row.split('`').nth(1).map(str::to_owned)).collect()
+    }
+
+    #[test]
+    fn architecture_lists_the_locks_in_their_order() {
+        let ranks: Vec<String> = Rank::ALL.iter().map(|rank| format!("{rank:?}")).collect();
+        assert_eq!(first_cells("Locks"), ranks);
+    }
+
+    #[test]
+    fn architecture_lists_every_lane() {
+        let lanes: Vec<&str> = LANES.iter().map(|lane| lane.name).collect();
+        assert_eq!(first_cells("Lanes"), lanes);
+    }
+}

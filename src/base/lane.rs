@@ -29,11 +29,20 @@ pub struct Lane {
 /// Readers, the keeper and `main` to one writer. Waiting here closes the peer's TCP window: that
 /// is the point.
 pub const COMMANDS: Lane = Lane { name: "commands", capacity: 2_048, when_full: WhenFull::Wait };
-/// The acceptor to the keeper: connections whose deadlines are to be watched.
+/// Acceptors and readers to the keeper: connections whose deadlines are to be watched. Writers
+/// offer there, and never wait.
 pub const DEADLINES: Lane = Lane { name: "deadlines", capacity: 1_024, when_full: WhenFull::Wait };
 
-/// Every lane of the relay.
-pub const LANES: &[Lane] = &[COMMANDS, DEADLINES];
+/// A client's reader to the caller that waits for one answer.
+pub const REPLIES: Lane = Lane { name: "replies", capacity: 1, when_full: WhenFull::Refuse };
+/// `landline pub --lines` to the thread that confirms. Waiting stops reading the input.
+pub const CONFIRMATIONS: Lane =
+    Lane { name: "confirmations", capacity: 1_024, when_full: WhenFull::Wait };
+/// The subscriptions of `landline sub` to its output. Waiting fills their inboxes.
+pub const PRINTS: Lane = Lane { name: "prints", capacity: 1_024, when_full: WhenFull::Wait };
+
+/// Every lane of the relay and of its client.
+pub const LANES: &[Lane] = &[COMMANDS, DEADLINES, REPLIES, CONFIRMATIONS, PRINTS];
 
 /// The message comes back so that the caller can count, coalesce or retry it.
 #[derive(Debug, PartialEq, Eq)]

@@ -4,7 +4,11 @@
 //! the rule panics in every build, on the first try, without needing the other thread to race.
 //! Values are reached through closures, so a lock cannot outlive the decision it protects.
 
-use std::{cell::Cell, thread, time::Duration};
+use std::{
+    cell::Cell,
+    thread,
+    time::{Duration, Instant},
+};
 
 use crate::base::sync::{
     Condvar, Mutex,
@@ -107,6 +111,39 @@ impl<T> Ranked<T> {
         }
     }
 
+    /// As [`Ranked::wait`], until a moment rather than for a while, however often it is woken.
+    /// `None` as `deadline` waits without end.
+    ///
+    /// # Blocking
+    ///
+    /// Until `deadline`. No other ranked lock may be held.
+    #[track_caller]
+    pub fn wait_until<R>(
+        &self,
+        changed: &Condvar,
+        deadline: Option<Instant>,
+        mut decide: impl FnMut(&mut T) -> Option<R>,
+    ) -> Option<R> {
+        assert_none_held();
+        let _held = Held::enter(self.rank);
+        let mut value = self.value.lock();
+        let mut late = false;
+        loop {
+            self.assert_whole();
+            let verdict = {
+                let _torn = TornOnUnwind(&self.torn);
+                decide(&mut value)
+            };
+            if verdict.is_some() || late {
+                return verdict;
+            }
+            match deadline {
+                Some(deadline) => late = changed.wait_until(&mut value, deadline).timed_out(),
+                None => changed.wait(&mut value),
+            }
+        }
+    }
+
     #[track_caller]
     fn assert_whole(&self) {
         // Relaxed: written and read only with the mutex held.
@@ -164,6 +201,7 @@ mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     use super::*;
+    use crate::base::clock::Clock;
 
     #[test]
     fn a_lower_rank_inside_a_higher_one_panics() {
@@ -195,5 +233,17 @@ mod tests {
         let changed = Condvar::new();
         let verdict = value.wait(&changed, Duration::from_millis(5), |_| None::<()>);
         assert!(verdict.is_none());
+    }
+
+    #[test]
+    fn a_wait_until_a_moment_that_has_passed_looks_once_more() {
+        let value = Ranked::new(Rank::Outbox, 0);
+        let changed = Condvar::new();
+        let deadline = Some(Clock::default().now());
+        let verdict = value.wait_until(&changed, deadline, |looks| {
+            *looks += 1;
+            (*looks == 2).then_some(())
+        });
+        assert!(verdict.is_some());
     }
 }

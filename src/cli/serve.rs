@@ -6,6 +6,7 @@
 //! wait as well.
 
 use std::{
+    fs::{File, OpenOptions},
     io::{self, Write},
     path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
@@ -25,21 +26,25 @@ use crate::{
     server::{Server, StartError, StopReport},
 };
 
-/// The command line of `serve`: the configuration file, and a flag for every setting.
-#[must_use]
-pub fn command() -> Command {
+/// The command line of `serve`.
+pub(super) fn command() -> Command {
+    arguments(Command::new("serve").about("Run the relay; also what no command at all means"))
+}
+
+/// Adds to `command` the configuration file, and a flag for every setting.
+pub(super) fn arguments(command: Command) -> Command {
     let file = Arg::new("config")
         .long("config")
         .value_name("FILE")
         .env("LANDLINE_CONFIG")
         .value_parser(clap::value_parser!(PathBuf))
         .help("Read the configuration from this TOML file");
-    Command::new("serve").about("Run the relay").arg(file).args(config::flag_args())
+    command.arg(file).args(config::flag_args())
 }
 
 /// Why the relay could not run, or did not end well.
 #[derive(Debug, thiserror::Error)]
-pub enum ServeError {
+pub(super) enum ServeError {
     #[error("the configuration is not valid\n{0}")]
     Config(config::ConfigError),
     #[error("cannot open the log file {}", path.display())]
@@ -55,8 +60,7 @@ pub enum ServeError {
 }
 
 /// Where the configuration comes from, according to the command line and the environment.
-#[must_use]
-pub fn sources(matches: &ArgMatches) -> Sources {
+pub(super) fn sources(matches: &ArgMatches) -> Sources {
     Sources {
         file: matches.get_one::<PathBuf>("config").cloned(),
         env: std::env::vars_os()
@@ -75,7 +79,7 @@ pub fn sources(matches: &ArgMatches) -> Sources {
 /// # Blocking
 ///
 /// As long as the relay runs.
-pub fn run(matches: &ArgMatches) -> Result<(), ServeError> {
+pub(super) fn run(matches: &ArgMatches) -> Result<(), ServeError> {
     let sources = sources(matches);
     let loaded = config::load(&sources).map_err(ServeError::Config)?;
     let config = loaded.config;
@@ -184,17 +188,22 @@ fn start_log(settings: &LogSettings) -> Result<(), ServeError> {
     // tungstenite traces every frame, bodies included; bodies are never logged.
     builder.add_filter_allow_str("landline");
     let format = builder.build();
-    let started = match &settings.file {
+    let started = match open_log(settings)? {
         None => WriteLogger::init(level, format, io::stderr()),
-        Some(path) => {
-            let open = std::fs::OpenOptions::new().create(true).append(true).open(path);
-            let file = open.map_err(|source| ServeError::LogFile { path: path.clone(), source })?;
-            WriteLogger::init(level, format, file)
-        }
+        Some(file) => WriteLogger::init(level, format, file),
     };
     // A logger that is set already is an embedder's, and stays.
     _ = started;
     Ok(())
+}
+
+/// Opens the log file, if the log goes to one.
+pub(super) fn open_log(settings: &LogSettings) -> Result<Option<File>, ServeError> {
+    let open = |path: &PathBuf| {
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        file.map_err(|source| ServeError::LogFile { path: path.clone(), source })
+    };
+    settings.file.as_ref().map(open).transpose()
 }
 
 /// Logs each panic as one event.

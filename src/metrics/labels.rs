@@ -4,7 +4,9 @@ use super::kinds::Label;
 use crate::wire::codes::{Code, GapReason};
 
 macro_rules! label {
-    ($(#[$doc:meta])* $type:ident, $key:literal, { $($(#[$vdoc:meta])* $variant:ident = $text:literal,)* }) => {
+    ($(#[$doc:meta])* $type:ident, $key:literal, {
+        $($(#[$vdoc:meta])* $variant:ident = $text:literal,)*
+    }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum $type {
@@ -74,7 +76,9 @@ label!(
 
 label!(
     /// How an HTTP request was answered.
-    HttpOutcome, "class", { Success = "2xx", Redirect = "3xx", ClientError = "4xx", ServerError = "5xx", }
+    HttpOutcome, "class", {
+        Success = "2xx", Redirect = "3xx", ClientError = "4xx", ServerError = "5xx",
+    }
 );
 
 label!(

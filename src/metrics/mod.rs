@@ -58,41 +58,63 @@ pub struct Family {
 
 metrics! {
     connections: Gauge = "landline_server_connections", "Connections open now.";
-    connections_limit: Gauge = "landline_server_connections_limit", "Connections allowed at once, after the limits of the operating system.";
+    connections_limit: Gauge = "landline_server_connections_limit",
+        "Connections allowed at once, after the limits of the operating system.";
     accepted: Counter = "landline_server_accepted_total", "Connections accepted.";
-    refused: CounterBy<Refused> = "landline_server_refused_total", "Connections turned away at the door.";
-    accept_errors: Counter = "landline_server_accept_errors_total", "Accept calls that failed; the acceptor backs off and goes on.";
+    refused: CounterBy<Refused> = "landline_server_refused_total",
+        "Connections turned away at the door.";
+    accept_errors: Counter = "landline_server_accept_errors_total",
+        "Accept calls that failed; the acceptor backs off and goes on.";
     upgraded: Counter = "landline_server_websockets_total", "Connections that became WebSockets.";
-    disconnects: CounterBy<Closed> = "landline_server_disconnects_total", "WebSocket connections that ended.";
-    http_requests: CounterBy<HttpOutcome> = "landline_http_requests_total", "HTTP requests answered, upgrades not counted.";
+    disconnects: CounterBy<Closed> = "landline_server_disconnects_total",
+        "WebSocket connections that ended.";
+    http_requests: CounterBy<HttpOutcome> = "landline_http_requests_total",
+        "HTTP requests answered, upgrades not counted.";
     received_bytes: Counter = "landline_server_received_bytes_total", "Bytes read from sockets.";
     sent_bytes: Counter = "landline_server_sent_bytes_total", "Bytes handed to the kernel.";
     sends: Counter = "landline_server_sends_total", "System calls that sent something.";
-    stalled: Gauge = "landline_server_stalled_connections", "Connections whose socket takes nothing now.";
-    outbox_waits: Counter = "landline_server_outbox_waits_total", "Times a reader waited because its client did not read its replies.";
-    requests_refused: CounterBy<Code> = "landline_server_requests_refused_total", "Requests answered with an error.";
+    stalled: Gauge = "landline_server_stalled_connections",
+        "Connections whose socket takes nothing now.";
+    outbox_waits: Counter = "landline_server_outbox_waits_total",
+        "Times a reader waited because its client did not read its replies.";
+    requests_refused: CounterBy<Code> = "landline_server_requests_refused_total",
+        "Requests answered with an error.";
     commands_depth: Gauge = "landline_server_commands_depth", "Commands waiting for the writers.";
-    commands_limit: Gauge = "landline_server_commands_limit", "Commands that may wait for the writers.";
+    commands_limit: Gauge = "landline_server_commands_limit",
+        "Commands that may wait for the writers.";
     threads: Gauge = "landline_threads", "Threads of the relay now.";
-    threads_panicked: Gauge = "landline_threads_panicked", "Threads that ended in a panic; anything but zero is a bug worth a report.";
+    threads_panicked: Gauge = "landline_threads_panicked",
+        "Threads that ended in a panic; anything but zero is a bug worth a report.";
     topics: Gauge = "landline_topic_topics", "Topics now.";
     topics_limit: Gauge = "landline_topic_topics_limit", "Topics allowed at once.";
-    topics_forgotten: Counter = "landline_topic_forgotten_total", "Topics forgotten after a long time without events and subscribers.";
+    topics_forgotten: Counter = "landline_topic_forgotten_total",
+        "Topics forgotten after a long time without events and subscribers.";
     log_bytes: Gauge = "landline_topic_log_bytes", "Bytes of all logs.";
-    log_bytes_limit: Gauge = "landline_topic_log_bytes_limit", "Bytes that all logs together may keep.";
-    events_evicted: CounterBy<labels::Evicted> = "landline_topic_events_evicted_total", "Events that a retention bound removed.";
-    subscriptions: Gauge = "landline_topic_subscriptions", "Subscriptions now, patterns counted once.";
+    log_bytes_limit: Gauge = "landline_topic_log_bytes_limit",
+        "Bytes that all logs together may keep.";
+    events_evicted: CounterBy<labels::Evicted> = "landline_topic_events_evicted_total",
+        "Events that a retention bound removed.";
+    subscriptions: Gauge = "landline_topic_subscriptions",
+        "Subscriptions now, patterns counted once.";
     cursors: Gauge = "landline_topic_cursors", "Cursors now: connections times topics they follow.";
     published: CounterBy<Transport> = "landline_topic_published_total", "Events appended.";
-    published_bytes: Counter = "landline_topic_published_bytes_total", "Bytes of event payloads appended.";
-    duplicates: Counter = "landline_topic_duplicates_total", "Publishes answered from the dedupe window.";
-    dedupe_evicted: Counter = "landline_topic_dedupe_evicted_total", "Idempotency keys forgotten before their window ended, for lack of room.";
-    delivered: CounterBy<Transport> = "landline_topic_delivered_total", "Events handed to the kernel, once per subscriber.";
+    published_bytes: Counter = "landline_topic_published_bytes_total",
+        "Bytes of event payloads appended.";
+    duplicates: Counter = "landline_topic_duplicates_total",
+        "Publishes answered from the dedupe window.";
+    dedupe_evicted: Counter = "landline_topic_dedupe_evicted_total",
+        "Idempotency keys forgotten before their window ended, for lack of room.";
+    delivered: CounterBy<Transport> = "landline_topic_delivered_total",
+        "Events handed to the kernel, once per subscriber.";
     gaps: CounterBy<GapReason> = "landline_topic_gaps_total", "Gap notices sent.";
-    gap_events: CounterBy<GapReason> = "landline_topic_gap_events_total", "Events that gap notices announced as lost to a subscription.";
-    recoveries: CounterBy<labels::Recovered> = "landline_topic_recoveries_total", "Positions resumed from, by how much was there.";
-    reloads_failed: Counter = "landline_config_reloads_failed_total", "Reloads that kept the old configuration.";
-    reload_ok: Gauge = "landline_config_last_reload_successful", "1 if the last reload, or the start, succeeded.";
+    gap_events: CounterBy<GapReason> = "landline_topic_gap_events_total",
+        "Events that gap notices announced as lost to a subscription.";
+    recoveries: CounterBy<labels::Recovered> = "landline_topic_recoveries_total",
+        "Positions resumed from, by how much was there.";
+    reloads_failed: Counter = "landline_config_reloads_failed_total",
+        "Reloads that kept the old configuration.";
+    reload_ok: Gauge = "landline_config_last_reload_successful",
+        "1 if the last reload, or the start, succeeded.";
 }
 
 /// The reference that `docs/metrics.md` must be equal to.

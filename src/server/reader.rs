@@ -107,10 +107,13 @@ fn serve_http(mut line: Line) -> Option<(Line, Vec<u8>)> {
         let Answer { bytes, status } = routes::answer(&mut line, &head, &exchange, &body);
         routes::count(&line.shared.metrics, status);
         line.reply(|out| out.extend_from_slice(&bytes));
-        if !exchange.keep_alive || line.connection.phase() == Phase::Closing {
+        let over = line.connection.phase() == Phase::Closing || line.shared.readiness().is_err();
+        if over || !exchange.keep_alive {
             end(&mut line);
             return None;
         }
+        let timeout = line.config().connections.idle_timeout;
+        line.enter(Phase::Idle, timeout);
     }
 }
 
@@ -120,32 +123,21 @@ fn read_head(
     scanner: &mut Scanner,
     input: &mut Vec<u8>,
 ) -> Result<Option<Head>, HttpError> {
-    let mut idle = true;
-    if !input.is_empty() {
-        enter_request(line);
-        idle = false;
-    }
+    let mut begun = false;
     loop {
         if !input.is_empty() {
+            if !std::mem::replace(&mut begun, true) {
+                line.enter(Phase::Http, line.config().connections.handshake_timeout);
+            }
             if let Parsed::Done { head, used } = scanner.scan(input)? {
                 input.drain(..used);
                 return Ok(Some(head));
             }
-            if std::mem::take(&mut idle) {
-                enter_request(line);
-            }
-        } else if 0 < line.connection.sent_bytes_now() {
-            let timeout = line.config().connections.idle_timeout;
-            line.enter(Phase::Idle, timeout);
         }
         if read_more(line, input) == 0 {
             return Ok(None);
         }
     }
-}
-
-fn enter_request(line: &Line) {
-    line.enter(Phase::Http, line.config().connections.handshake_timeout);
 }
 
 /// Reads the request's body. `None` if the client ended the connection before its end.
@@ -156,6 +148,9 @@ fn read_body(
 ) -> Result<Option<Vec<u8>>, HttpError> {
     let mut reader = BodyReader::new(head.body, line.config().connections.max_message)?;
     let mut body = Vec::new();
+    if !reader.is_done() {
+        line.enter(Phase::Http, line.config().connections.handshake_timeout);
+    }
     if head.expects_continue && !reader.is_done() && input.is_empty() {
         line.reply(|out| out.extend_from_slice(CONTINUE));
     }
@@ -213,17 +208,10 @@ fn end(line: &mut Line) {
 fn farewell(shared: &Shared, connection: &Connection, user: Option<&UserName>, reason: Closed) {
     shared.metrics.disconnects.add(reason, 1);
     let now_ms = shared.clock.uptime_ms();
-    let level = match reason {
-        Closed::Client | Closed::Shutdown => log::Level::Debug,
-        _ => log::Level::Info,
-    };
-    let suppressed = match level {
-        log::Level::Info => match shared.disconnects.allow(now_ms) {
-            Some(suppressed) => suppressed,
-            None => return,
-        },
-        _ => 0,
-    };
+    let expected = matches!(reason, Closed::Client | Closed::Shutdown);
+    let level = if expected { log::Level::Debug } else { log::Level::Info };
+    let allowed = if expected { Some(0) } else { shared.disconnects.allow(now_ms) };
+    let Some(suppressed) = allowed else { return };
     log::log!(
         level,
         "disconnected reason={} connection={} user={} peer={} age_s={} received_bytes={} \

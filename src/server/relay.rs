@@ -175,10 +175,10 @@ impl Server {
         let bound = bind_all(&config.listen)?;
 
         let mut writers = Group::new(stop.clone(), Arc::clone(&panics));
-        let handles = start_writers(&mut writers, &config, &clock, &metrics)?;
+        let (keeper_inlet, keeper_outlet) = lane::open(lane::DEADLINES);
+        let handles = start_writers(&mut writers, &config, &clock, &metrics, &keeper_inlet)?;
         let limit = lane::COMMANDS.capacity * config.writers;
         metrics.commands_limit.set(limit as u64);
-        let (keeper_inlet, keeper_outlet) = lane::open(lane::DEADLINES);
         let topics = config.topics.clone();
         let shared = Arc::new(Shared {
             registry: Registry::new(topics, config.writers, clock.clone(), Arc::clone(&metrics)),
@@ -346,6 +346,7 @@ fn start_writers(
     config: &Config,
     clock: &Clock,
     metrics: &Arc<Metrics>,
+    keeper: &Inlet<Watch>,
 ) -> Result<Box<[WriterHandle]>, StartError> {
     let mut handles = Vec::with_capacity(config.writers);
     for index in 0..config.writers {
@@ -356,6 +357,7 @@ fn start_writers(
             index,
             inbox,
             waker: Arc::clone(&waker),
+            keeper: keeper.clone(),
             settings: config.connections,
             clock: clock.clone(),
             metrics: Arc::clone(metrics),

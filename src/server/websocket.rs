@@ -260,12 +260,10 @@ impl Session {
             attached: topics.len(),
             replaced: old.is_some(),
         })));
-        let positions: HashMap<&Name, From> = match from {
-            From::Positions(list) => {
-                list.iter().map(|(name, position)| (name, From::After(*position))).collect()
-            }
-            _ => HashMap::new(),
-        };
+        let mut positions = HashMap::new();
+        if let From::Positions(list) = from {
+            positions.extend(list.iter().map(|(name, position)| (name, From::After(*position))));
+        }
         for topic in topics {
             if !topic.follow(writer) {
                 continue;
@@ -382,8 +380,15 @@ impl Session {
                 self.end(Closed::Protocol, CloseCode::InvalidText, text);
                 self.discard();
             }
-            other => {
-                self.end(Closed::Protocol, CloseCode::Protocol, &other.to_string());
+            Error::Capacity(_)
+            | Error::Protocol(_)
+            | Error::WriteBufferFull(_)
+            | Error::AttackAttempt
+            | Error::Url(_)
+            | Error::Http(_)
+            | Error::HttpFormat(_)
+            | Error::Tls(_) => {
+                self.end(Closed::Protocol, CloseCode::Protocol, &error.to_string());
                 self.discard();
             }
         }

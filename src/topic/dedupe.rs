@@ -10,10 +10,14 @@ use std::{
 /// Most keys that one topic remembers.
 pub const KEYS_MAX: usize = 100_000;
 
+/// Bytes that a key costs beside its text: two references, its count, its times, its bucket.
+const KEY_COST_BYTES: u64 = 80;
+
 /// Which event a key stands for.
 #[derive(Debug, Default)]
 pub struct Dedupe {
     seqs: HashMap<Arc<str>, u64>,
+    bytes: u64,
     /// Oldest first, with the time each was remembered.
     order: VecDeque<(u64, Arc<str>)>,
 }
@@ -42,18 +46,33 @@ impl Dedupe {
             evicted += 1;
         }
         let key: Arc<str> = key.into();
+        self.bytes += cost(&key);
         self.order.push_back((now_ms, Arc::clone(&key)));
         self.seqs.insert(key, seq);
         evicted
     }
 
-    fn forget_oldest(&mut self) {
+    /// The sequence that the oldest key stands for.
+    #[must_use]
+    pub fn oldest(&self) -> Option<u64> {
+        self.order.front().and_then(|(_, key)| self.seqs.get(key).copied())
+    }
+
+    /// Forgets the oldest key.
+    pub fn forget_oldest(&mut self) {
         if let Some((_, key)) = self.order.pop_front() {
+            self.bytes -= cost(&key);
             self.seqs.remove(&key);
         }
         if self.order.is_empty() {
             *self = Dedupe::default();
         }
+    }
+
+    /// Memory that the keys take.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     #[must_use]
@@ -65,6 +84,10 @@ impl Dedupe {
     pub fn is_empty(&self) -> bool {
         self.order.is_empty()
     }
+}
+
+fn cost(key: &str) -> u64 {
+    key.len() as u64 + KEY_COST_BYTES
 }
 
 #[cfg(test)]
@@ -91,5 +114,9 @@ mod tests {
         assert_eq!(dedupe.find("0", 1, 100), None);
         assert_eq!(dedupe.find("1", 1, 100), Some(1));
         assert_eq!(dedupe.len(), KEYS_MAX);
+        while dedupe.oldest().is_some() {
+            dedupe.forget_oldest();
+        }
+        assert_eq!(dedupe.bytes(), 0);
     }
 }

@@ -35,17 +35,17 @@ pub struct Draft<'a> {
 pub struct Appended {
     pub seq: u64,
     pub duplicate: bool,
-    /// Idempotency keys that had to go before their window ended.
-    pub keys_evicted: u64,
 }
 
-/// How many events went, by the bound that removed them.
+/// How many events went, by the bound that removed them, and how many keys.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Evictions {
     pub count: u64,
     pub bytes: u64,
     pub age: u64,
     pub memory: u64,
+    /// Idempotency keys that had to go before their window ended.
+    pub keys: u64,
 }
 
 /// Where a reader starts, and whether that is what it asked for.
@@ -140,6 +140,12 @@ impl Log {
         self.frames.bytes() + self.len() * SLOT_BYTES
     }
 
+    /// Memory that events and idempotency keys take.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        self.bytes() + self.dedupe.bytes()
+    }
+
     /// Events per second, lately.
     #[must_use]
     pub fn rate(&self, now_ms: u64) -> f64 {
@@ -164,15 +170,15 @@ impl Log {
         if let Some(key) = draft.key
             && let Some(seq) = self.dedupe.find(key, now_ms, dedupe_window_ms)
         {
-            let appended = Appended { seq, duplicate: true, keys_evicted: 0 };
+            let appended = Appended { seq, duplicate: true };
             return (appended, Evictions::default());
         }
         self.newest_ms = now_ms;
         let seq = self.tail() + 1;
         self.write(draft, seq, now_ms);
         self.rate.count(now_ms);
-        let keys_evicted = draft.key.map_or(0, |key| self.dedupe.remember(key, seq, now_ms));
-        (Appended { seq, duplicate: false, keys_evicted }, self.evict(now_ms))
+        let keys = draft.key.map_or(0, |key| self.dedupe.remember(key, seq, now_ms));
+        (Appended { seq, duplicate: false }, Evictions { keys, ..self.evict(now_ms) })
     }
 
     fn write(&mut self, draft: &Draft<'_>, seq: u64, now_ms: u64) {
@@ -239,12 +245,20 @@ impl Log {
         self.dedupe.expire(now_ms, window_ms);
     }
 
-    /// Removes up to `events` of the oldest events, until at most `bytes` are kept. The newest
-    /// event stays.
-    pub fn shrink(&mut self, bytes: u64, events: u64) -> Evictions {
+    /// Makes room for other logs: removes the oldest events, and the keys of events that are gone,
+    /// until at most `bytes` of memory are kept or `steps` of them went.
+    pub fn shrink(&mut self, bytes: u64, steps: u64) -> Evictions {
         let mut gone = Evictions::default();
-        while bytes < self.bytes() && gone.memory < events && 1 < self.len() {
-            gone.memory += self.pop(Evicted::Memory);
+        while bytes < self.memory() && gone.memory + gone.keys < steps {
+            let event_is_gone = self.dedupe.oldest().is_some_and(|seq| seq < self.first);
+            if event_is_gone {
+                self.dedupe.forget_oldest();
+                gone.keys += 1;
+            } else if self.is_empty() {
+                break;
+            } else {
+                gone.memory += self.pop(Evicted::Memory);
+            }
         }
         gone
     }
@@ -379,3 +393,6 @@ impl Rate {
         (current as f64 + previous as f64 * left) * 1_000.0 / RATE_WINDOW_MS as f64
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -46,7 +46,27 @@ struct Inner {
     topics: HashMap<Name, Arc<Topic>>,
     patterns: Trie<Follower>,
     settings: TopicSettings,
+    /// When topics that nobody ever published to were last forgotten to make room.
+    made_room_ms: u64,
 }
+
+impl Inner {
+    /// Forgets the topics that have no follower and never had an event: nobody loses anything, and
+    /// who only asks for names cannot use them up. At most once a second, since it looks at all.
+    fn forget_unused(&mut self, now_ms: u64) -> u64 {
+        if now_ms < self.made_room_ms.saturating_add(MAKE_ROOM_EVERY_MS) {
+            return 0;
+        }
+        self.made_room_ms = now_ms;
+        let before = self.topics.len();
+        let is_used =
+            |topic: &Arc<Topic>| 0 < topic.look(|log| log.tail()) || !topic.retire(now_ms);
+        self.topics.retain(|_, topic| is_used(topic));
+        (before - self.topics.len()) as u64
+    }
+}
+
+const MAKE_ROOM_EVERY_MS: u64 = 1_000;
 
 /// Who is to be told when a topic comes to exist that a pattern matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +104,7 @@ impl Registry {
                     topics: HashMap::new(),
                     patterns: Trie::default(),
                     settings: TopicSettings::default(),
+                    made_room_ms: 0,
                 },
             ),
             writers,
@@ -150,11 +171,15 @@ impl Registry {
                 return Ok((Arc::clone(topic), Vec::new()));
             }
             let max = inner.settings.max_topics;
+            let now_ms = self.clock.unix_ms();
+            if max <= inner.topics.len() {
+                let forgotten = inner.forget_unused(now_ms);
+                self.metrics.topics_forgotten.add(forgotten);
+            }
             if max <= inner.topics.len() {
                 return Err(RegistryError::Full { max });
             }
             let policy = inner.settings.policy(name);
-            let now_ms = self.clock.unix_ms();
             let topic = Topic::new(name.clone(), Epoch::random(), policy, self.writers, now_ms);
             let topic = Arc::new(topic);
             inner.topics.insert(name.clone(), Arc::clone(&topic));
@@ -173,9 +198,6 @@ impl Registry {
             self.metrics.duplicates.add(1);
         } else {
             self.account(publication.evictions, publication.grown);
-            if 0 < publication.keys_evicted {
-                self.metrics.dedupe_evicted.add(publication.keys_evicted);
-            }
             self.reclaim();
         }
         Some(publication)
@@ -253,7 +275,8 @@ impl Registry {
         if gone == Evictions::default() {
             return;
         }
-        let Evictions { count, bytes, age, memory } = gone;
+        let Evictions { count, bytes, age, memory, keys } = gone;
+        self.metrics.dedupe_evicted.add(keys);
         for (reason, events) in [
             (Evicted::Count, count),
             (Evicted::Bytes, bytes),
@@ -288,9 +311,9 @@ impl Registry {
             let Some(largest) = largest else { break };
             let excess = self.bytes() - target;
             let keep = largest.bytes().saturating_sub(excess).max(second.saturating_sub(excess));
-            let (gone, grown) = largest.change(|log| log.shrink(keep, RECLAIM_EVENTS));
+            let (gone, grown) = largest.change(|log| log.shrink(keep, RECLAIM_STEPS));
             self.account(gone, grown);
-            if gone.memory == 0 {
+            if gone.memory + gone.keys == 0 {
                 break;
             }
         }
@@ -298,9 +321,12 @@ impl Registry {
     }
 }
 
-/// Events that one hold of a log's lock removes.
-const RECLAIM_EVENTS: u64 = 1_000;
+/// Events and keys that one hold of a log's lock removes.
+const RECLAIM_STEPS: u64 = 1_000;
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -137,7 +137,7 @@ fn a_stalled_network_that_recovers_in_time_loses_nothing() {
 
 #[test]
 fn an_idle_http_connection_is_closed_and_a_busy_one_is_not() {
-    let node = Node::with(&["--idle-timeout", "2s"]);
+    let node = Node::with(&["--idle-timeout", "2s", "--handshake-timeout", "60s"]);
     let mut idle = node.http();
     assert_eq!(idle.get("/healthz").status, 200);
     let mut busy = node.http();
@@ -149,9 +149,24 @@ fn an_idle_http_connection_is_closed_and_a_busy_one_is_not() {
 }
 
 #[test]
+fn an_http_connection_may_be_idle_for_longer_than_a_request_may_take() {
+    let node = Node::with(&["--idle-timeout", "60s", "--handshake-timeout", "1s"]);
+    let mut idle = node.http();
+    assert_eq!(idle.get("/healthz").status, 200);
+    let mut silent = node.http();
+
+    // Who is younger and has not asked anything goes first.
+    wait_until("the silent connection to be closed", LIMIT, || silent.is_closed());
+
+    assert!(!idle.is_closed(), "it waits between requests, not within one");
+    assert_eq!(idle.get("/healthz").status, 200);
+}
+
+#[test]
 fn a_client_that_ignores_its_goodbye_is_cut_long_before_the_next_heartbeat() {
     let node = Node::with_config(
-        "max_events = 100\nwrite_stall = \"60s\"\n[[topics]]\npattern = \"clock\"\nmax_age = \"1s\"\n",
+        "max_events = 100\nwrite_stall = \"60s\"\n\
+         [[topics]]\npattern = \"clock\"\nmax_age = \"1s\"\n",
     );
     let mut stubborn = Peer::connect_tiny(node.addr());
     stubborn

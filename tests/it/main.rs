@@ -33,6 +33,11 @@ pub mod http_api;
 
 pub mod shutdown;
 
+pub mod client;
+pub mod client_support;
+
+pub mod cli;
+
 pub mod docs;
 
 pub mod tidy;

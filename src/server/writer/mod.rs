@@ -45,13 +45,14 @@ use crate::{
     config::ConnectionSettings,
     metrics::Metrics,
     name::{Filter, Pattern},
-    server::connection::Connection,
+    server::{connection::Connection, keeper::Watch},
     topic::{Start, Topic},
     wire::request::SlowPolicy,
 };
 
-/// What a writer is told. Two words each, so that a lane is small also when it is long. Nothing here grows with the number of events: wake-ups and flushes are
-/// coalesced by a flag of their topic or outbox.
+/// What a writer is told. Two words each, so that a lane is small also when it is long. Nothing here
+/// grows with the number of events: wake-ups and flushes are coalesced by a flag of their topic or
+/// outbox.
 pub(crate) enum Command {
     /// A connection begins.
     Attach(Arc<Connection>),
@@ -149,6 +150,7 @@ pub(crate) struct Writer {
     index: usize,
     inbox: Receiver<Command>,
     waker: Arc<Waker>,
+    keeper: Inlet<Watch>,
     settings: ConnectionSettings,
     clock: Clock,
     metrics: Arc<Metrics>,
@@ -177,6 +179,7 @@ pub(crate) struct WriterParts {
     pub(crate) index: usize,
     pub(crate) inbox: Receiver<Command>,
     pub(crate) waker: Arc<Waker>,
+    pub(crate) keeper: Inlet<Watch>,
     pub(crate) settings: ConnectionSettings,
     pub(crate) clock: Clock,
     pub(crate) metrics: Arc<Metrics>,
@@ -187,11 +190,12 @@ const ARENA_BYTES: usize = 4 * TURN_BYTES;
 
 impl Writer {
     pub(crate) fn new(parts: WriterParts) -> Self {
-        let WriterParts { index, inbox, waker, settings, clock, metrics } = parts;
+        let WriterParts { index, inbox, waker, keeper, settings, clock, metrics } = parts;
         Self {
             index,
             inbox,
             waker,
+            keeper,
             settings,
             clock,
             metrics,
@@ -220,7 +224,9 @@ impl Writer {
                 }
             }
             self.turn();
-            self.rest();
+            if !self.stopping {
+                self.rest();
+            }
         }
     }
 

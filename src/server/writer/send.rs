@@ -1,6 +1,6 @@
 //! The sends themselves, what did not fit, and who takes nothing.
 
-use std::{io, net::Shutdown, time::Duration};
+use std::{io, net::Shutdown, sync::Arc, time::Duration};
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -11,7 +11,7 @@ use super::{Peer, Writer, peer::PartKind};
 use crate::{
     base::{lock, sync::atomic::Ordering},
     metrics::labels::{Closed, Transport},
-    server::{connection::Bye, relay::grace_deadline_ms},
+    server::{connection::Bye, keeper::Watch, relay::grace_deadline_ms},
     wire::frame,
 };
 
@@ -44,8 +44,13 @@ impl Writer {
     /// Ends a connection from here, with a goodbye that waits its turn.
     pub(super) fn say_bye(&mut self, index: usize, reason: Closed, bye: &Bye<'_>) {
         let deadline_ms = grace_deadline_ms(self.clock.uptime_ms());
-        self.peers[index].connection.say_bye(reason, deadline_ms, bye);
-        self.flush(self.peers[index].connection.id);
+        let connection = &self.peers[index].connection;
+        connection.say_bye(reason, deadline_ms, bye);
+        // A writer waits for nobody: if the keeper's lane is full, the keeper looks later, when it
+        // would have looked anyway.
+        let watch = Watch { connection: Arc::downgrade(connection), at_ms: deadline_ms };
+        drop(self.keeper.offer(watch));
+        self.flush(connection.id);
     }
 
     pub(super) fn flush(&mut self, connection: u64) {

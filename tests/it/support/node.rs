@@ -215,10 +215,18 @@ impl Node {
     #[track_caller]
     fn stop_cleanly(&mut self) {
         self.signal(Signal::TERM);
+        self.ends_cleanly();
+    }
+
+    /// Waits for the relay to end, and asserts that it ended well and no thread of it did worse.
+    #[track_caller]
+    pub fn ends_cleanly(&mut self) {
         let status = self.wait_exit(LIMIT);
         let stderr = self.stderr();
         assert!(status.success(), "the relay ended with {status}:\n{stderr}");
-        assert!(!stderr.contains("panicked"), "a thread of the relay panicked:\n{stderr}");
+        assert!(!stderr.contains("panic"), "a thread of the relay panicked:\n{stderr}");
+        let late = stderr.contains("did not end in time");
+        assert!(!late, "a thread of the relay was left behind:\n{stderr}");
     }
 }
 

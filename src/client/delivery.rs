@@ -1,0 +1,154 @@
+//! What a subscription hands to the program: events, and everything that is not silent about them.
+
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+
+use crate::{
+    client::error::Refused,
+    name::Name,
+    wire::position::{Epoch, Position},
+};
+
+/// One thing that happened to a subscription, in the order in which it happened.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Delivery {
+    /// An event. In one topic `seq` rises by exactly 1 from one to the next, unless a
+    /// [`Delivery::Gap`] or [`Delivery::Reset`] came between them.
+    Event(Event),
+    /// The subscription follows `topic` from now on; the next event is `position.seq + 1`.
+    Attached { topic: Name, position: Position, first: u64, tail: u64 },
+    /// Events `from..=to` of `topic` will never come.
+    Gap { topic: Name, from: u64, to: u64, reason: LossReason },
+    /// The log of `topic` is not the one that `lost` belongs to. What came after `lost` is
+    /// unknown; the subscription goes on after `position`, so events `1..=position.seq` of the
+    /// log as it is now are not stored any more.
+    Reset { topic: Name, lost: Position, position: Position, reason: ResetReason },
+    /// The relay will not deliver `topic` to this connection, although the pattern matches it.
+    Unavailable { topic: Name, refused: Refused },
+    /// The connection was lost and is back. What was missed follows; what is lost is announced.
+    Reconnected,
+}
+
+/// Why events will never come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LossReason {
+    /// They were not stored any more when the subscription wanted them.
+    Truncated,
+    /// The subscriber read too slowly.
+    Slow,
+    /// They were removed for their age, or for the relay's memory limit.
+    Retention,
+    /// The relay gave no reason that this version knows.
+    Other,
+}
+
+/// Why a position means nothing any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ResetReason {
+    /// The log is a different one: the relay restarted, or its files were lost.
+    EpochChanged,
+    /// The position is after the newest event of the log.
+    Ahead,
+}
+
+impl LossReason {
+    pub(super) fn parse(text: &str) -> LossReason {
+        match text {
+            "truncated" => LossReason::Truncated,
+            "slow" => LossReason::Slow,
+            "retention" => LossReason::Retention,
+            _ => LossReason::Other,
+        }
+    }
+
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            LossReason::Truncated => "truncated",
+            LossReason::Slow => "slow",
+            LossReason::Retention => "retention",
+            LossReason::Other => "other",
+        }
+    }
+}
+
+impl ResetReason {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            ResetReason::EpochChanged => "epoch_changed",
+            ResetReason::Ahead => "ahead",
+        }
+    }
+}
+
+/// One event of one topic. Cloning shares the payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    pub topic: Name,
+    pub epoch: Epoch,
+    pub seq: u64,
+    /// Unix milliseconds by the relay's clock.
+    pub time: u64,
+    pub user: Option<Arc<str>>,
+    pub name: Option<Arc<str>>,
+    /// The payload as JSON text, byte for byte as it was published.
+    pub data: Arc<str>,
+}
+
+impl Event {
+    /// Where a subscription that has seen this event resumes.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        Position { epoch: self.epoch, seq: self.seq }
+    }
+
+    /// Reads the payload.
+    ///
+    /// # Errors
+    ///
+    /// The payload is not a `T`.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
+        serde_json::from_str(&self.data)
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        size_of::<Delivery>() + self.data.len() + self.name.as_ref().map_or(0, |name| name.len())
+    }
+}
+
+/// What the relay stored for a publish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    pub epoch: Epoch,
+    pub seq: u64,
+    /// The key was used before; this is the receipt of the event that is stored under it.
+    pub duplicate: bool,
+}
+
+/// A stretch of a topic's log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct History {
+    pub topic: Name,
+    pub epoch: Epoch,
+    /// The oldest event that is stored; `tail + 1` if none is.
+    pub first: u64,
+    /// The newest event there ever was; 0 if there was none.
+    pub tail: u64,
+    pub events: Vec<Event>,
+    /// Of a request after a position: what of it is not stored any more.
+    pub loss: Option<HistoryLoss>,
+}
+
+/// What a history request did not find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HistoryLoss {
+    /// Events `from..=to` are not stored any more.
+    Truncated { from: u64, to: u64 },
+    /// The position belongs to another log; the answer starts at the oldest event of this one.
+    Reset(ResetReason),
+}

@@ -1,0 +1,71 @@
+//! Answers from the relay, as the values that callers get.
+
+use std::time::Duration;
+
+use crate::{
+    client::{
+        delivery::{Event, History, HistoryLoss, Receipt, ResetReason},
+        error::{ClientError, Refused},
+        message::{Incoming, RecoveryFields, Text},
+        session::{Answer, refused as refusal},
+    },
+    name::Name,
+};
+
+/// An answer that makes no sense, as the error that the caller gets.
+pub(super) fn nonsense(what: &str) -> Refused {
+    refusal("internal", &format!("the relay's answer makes no sense: {what}"))
+}
+
+pub(super) fn refused(message: &Incoming<'_>) -> Refused {
+    let text = |text: &Option<Text<'_>>| text.as_ref().map(|text| text.as_str().to_owned());
+    Refused {
+        code: text(&message.code).unwrap_or_default(),
+        message: text(&message.message).unwrap_or_default(),
+        field: text(&message.field),
+        retry_after: message.retry_after_ms.map(Duration::from_millis),
+    }
+}
+
+pub(super) fn receipt(message: &Incoming<'_>) -> Answer<Receipt> {
+    let Incoming { seq, duplicate, .. } = *message;
+    match message.epoch {
+        Some(epoch) => Ok(Receipt { epoch: epoch.0, seq, duplicate }),
+        None => Err(ClientError::Refused(nonsense("it has no epoch"))),
+    }
+}
+
+pub(super) fn history(message: &Incoming<'_>) -> Answer<History> {
+    let name = message.topic.as_ref().map_or("", Text::as_str);
+    let (Ok(topic), Some(epoch)) = (Name::parse(name), message.epoch) else {
+        return Err(ClientError::Refused(nonsense("it has no topic or no epoch")));
+    };
+    let event = |fields: &crate::client::message::EventFields<'_>| Event {
+        topic: topic.clone(),
+        epoch: epoch.0,
+        seq: fields.seq,
+        time: fields.time,
+        user: fields.user.as_ref().map(|user| user.as_str().into()),
+        name: fields.name.as_ref().map(|name| name.as_str().into()),
+        data: fields.data.0.into(),
+    };
+    Ok(History {
+        epoch: epoch.0,
+        first: message.first,
+        tail: message.tail,
+        events: message.events.iter().map(event).collect(),
+        loss: message.recovery.as_ref().and_then(loss),
+        topic,
+    })
+}
+
+fn loss(recovery: &RecoveryFields<'_>) -> Option<HistoryLoss> {
+    match (recovery.mode.as_str(), recovery.missing) {
+        ("complete", _) => None,
+        ("partial", Some((from, to))) => Some(HistoryLoss::Truncated { from, to }),
+        _ => Some(HistoryLoss::Reset(match recovery.reason.as_ref().map(Text::as_str) {
+            Some("ahead") => ResetReason::Ahead,
+            _ => ResetReason::EpochChanged,
+        })),
+    }
+}

@@ -1,0 +1,492 @@
+//! What a client knows across its connections: requests without an answer, subscriptions, and
+//! what the writer is to send.
+//!
+//! # Place
+//!
+//! The value behind the client's lock. It decides and touches memory only; the threads around it
+//! do the waiting.
+//!
+//! # Locks
+//!
+//! It stands behind [`Rank::Client`](crate::base::lock::Rank::Client); inboxes are ended inside it.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    net::TcpStream,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    base::{
+        lane::{Inlet, Receiver},
+        random,
+    },
+    client::{
+        delivery::{Delivery, History, Receipt},
+        error::{ClientError, LinkError, Refused},
+        follow::{Follows, Step, SubId},
+        inbox::Inbox,
+        message::{self, Incoming},
+        options::State,
+        reply,
+    },
+    name::Filter,
+    wire::position::From,
+};
+
+/// An answer, or why there is none.
+pub(super) type Answer<T> = Result<T, ClientError>;
+
+/// Bytes that the writer takes at once.
+const BATCH_BYTES: usize = 64 * 1024;
+/// Bytes of control messages that may wait for the writer. Reached only by a relay that floods its
+/// clients with pings.
+const CONTROL_BYTES_MAX: usize = 4 << 20;
+/// How long the reader waits for a full inbox while somebody else needs it.
+const PATIENCE_SHORT: Duration = Duration::from_millis(20);
+/// How long it waits for a full inbox while nobody does: the relay is then slowed by TCP, which
+/// is cheaper than leaving the topic and coming back.
+const PATIENCE_LONG: Duration = Duration::from_secs(2);
+
+/// See the module.
+pub(super) struct Session {
+    follows: Follows,
+    members: HashMap<SubId, Member>,
+    /// Requests without an answer, in the order in which they were made.
+    requests: BTreeMap<u64, Request>,
+    requests_bytes: usize,
+    /// The first request that was not sent on this connection.
+    unsent: u64,
+    control: VecDeque<Out>,
+    control_bytes: usize,
+    link: Option<Link>,
+    key_prefix: u64,
+    keys: u64,
+    /// What the reader is to do next.
+    posts: Vec<Post>,
+    /// The inbox that the reader may be waiting for.
+    blocked_on: Option<Arc<Inbox>>,
+    pub state: State,
+    /// Why the client has ended.
+    pub over: Option<ClientError>,
+    /// The reader is about to return.
+    pub reader_done: bool,
+}
+
+/// The connection that is up.
+#[derive(Clone)]
+pub(super) struct Link {
+    pub socket: Arc<TcpStream>,
+    pub message_bytes_max: usize,
+}
+
+/// One local subscription, beside what `follow` knows about it.
+struct Member {
+    inbox: Arc<Inbox>,
+    /// Who waits for the subscription to start.
+    starting: Option<Inlet<Answer<()>>>,
+}
+
+struct Request {
+    text: Arc<str>,
+    reply: Reply,
+    expires: Instant,
+    sent: bool,
+}
+
+/// Who waits for which kind of answer.
+pub(super) enum Reply {
+    Published(Inlet<Answer<Receipt>>),
+    History(Inlet<Answer<History>>),
+    Pong(Inlet<Answer<u64>>),
+}
+
+/// Something for the writer.
+pub(super) enum Out {
+    /// A message, to be framed and masked.
+    Text(Arc<str>),
+    /// Bytes that are frames already.
+    Frames(Vec<u8>),
+    /// The close frame; nothing is sent after it.
+    Close,
+}
+
+/// Something for the reader to do once the lock is released.
+pub(super) enum Post {
+    Deliver { id: SubId, inbox: Arc<Inbox>, delivery: Delivery },
+    Reconnect,
+}
+
+/// What the writer finds.
+pub(super) enum Work {
+    Send { socket: Arc<TcpStream>, out: Vec<Out> },
+    Finished,
+}
+
+impl Session {
+    pub(super) fn new() -> Self {
+        Self {
+            follows: Follows::new(),
+            members: HashMap::new(),
+            requests: BTreeMap::new(),
+            requests_bytes: 0,
+            unsent: 0,
+            control: VecDeque::new(),
+            control_bytes: 0,
+            link: None,
+            key_prefix: random::number(),
+            keys: 0,
+            posts: Vec::new(),
+            blocked_on: None,
+            state: State::Connecting,
+            over: None,
+            reader_done: false,
+        }
+    }
+
+    /// A key that no other publish has.
+    pub(super) fn next_key(&mut self) -> String {
+        self.keys += 1;
+        format!("{:016x}-{}", self.key_prefix, self.keys)
+    }
+
+    /// Whether one more request of `bytes` may wait for its answer.
+    pub(super) fn has_room(&self, bytes: usize, requests_max: usize, bytes_max: usize) -> bool {
+        self.requests.is_empty()
+            || (self.requests.len() < requests_max && self.requests_bytes + bytes <= bytes_max)
+    }
+
+    /// The largest message that the relay takes, if that is known.
+    pub(super) fn message_bytes_max(&self) -> Option<usize> {
+        self.link.as_ref().map(|link| link.message_bytes_max)
+    }
+
+    /// An id for a message that is not kept here.
+    pub(super) fn hello_id(&mut self) -> u64 {
+        self.follows.next_id()
+    }
+
+    /// Files a request and returns its id.
+    pub(super) fn file(&mut self, reply: Reply, expires: Instant, body: &str) -> u64 {
+        // Ids rise in the order of filing, which is the order of sending.
+        let id = self.follows.next_id();
+        let text: Arc<str> = message::with_id(id, body).into();
+        self.requests_bytes += text.len();
+        self.requests.insert(id, Request { text, reply, expires, sent: false });
+        self.hurry();
+        id
+    }
+
+    /// Gives a request up. Returns whether it was sent, `None` if it has been answered.
+    pub(super) fn abandon(&mut self, id: u64) -> Option<bool> {
+        self.remove(id).map(|request| request.sent)
+    }
+
+    fn remove(&mut self, id: u64) -> Option<Request> {
+        let request = self.requests.remove(&id)?;
+        self.requests_bytes -= request.text.len();
+        Some(request)
+    }
+
+    /// Drops requests whose callers have given up waiting.
+    pub(super) fn expire(&mut self, now: Instant, limit: Duration) {
+        let late = self.requests.iter().filter(|(_, request)| request.expires <= now);
+        let late: Vec<u64> = late.map(|(id, _)| *id).collect();
+        for id in late {
+            if let Some(request) = self.remove(id) {
+                let error = if request.sent {
+                    ClientError::Unanswered { limit }
+                } else {
+                    ClientError::NotSent { limit }
+                };
+                request.reply.fail(error);
+            }
+        }
+    }
+
+    /// Whether nothing waits for an answer.
+    pub(super) fn is_idle(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    pub(super) fn join(
+        &mut self,
+        filter: Filter,
+        from: From,
+        inbox: Arc<Inbox>,
+        starting: Inlet<Answer<()>>,
+    ) -> SubId {
+        let id = self.follows.join(filter, from);
+        self.members.insert(id, Member { inbox, starting: Some(starting) });
+        self.settle();
+        self.hurry();
+        id
+    }
+
+    pub(super) fn leave(&mut self, id: SubId) {
+        if let Some(member) = self.members.remove(&id) {
+            member.inbox.discard();
+        }
+        self.follows.leave(id);
+        self.settle();
+    }
+
+    /// The inbox of `id` has room again.
+    pub(super) fn resume(&mut self, id: SubId) {
+        self.follows.resume(id);
+        self.settle();
+    }
+
+    /// The inbox of `id` took no more: `delivery` is put back.
+    pub(super) fn stall(&mut self, id: SubId, delivery: &Delivery) {
+        if let Delivery::Event(event) = delivery {
+            self.follows.stall(id, &event.topic, event.seq);
+        }
+        self.settle();
+    }
+
+    /// A connection is ready.
+    pub(super) fn link_up(&mut self, link: Link) {
+        self.follows.link_up(link.message_bytes_max);
+        let max = link.message_bytes_max;
+        self.link = Some(link);
+        let large: Vec<(u64, usize)> = self
+            .requests
+            .iter()
+            .filter(|(_, request)| max < request.text.len())
+            .map(|(id, request)| (*id, request.text.len()))
+            .collect();
+        for (id, bytes) in large {
+            if let Some(request) = self.remove(id) {
+                request.reply.fail(ClientError::TooLarge { bytes, max });
+            }
+        }
+        self.unsent = 0;
+        self.settle();
+    }
+
+    /// The connection is gone.
+    pub(super) fn link_down(&mut self) {
+        self.link = None;
+        self.control.clear();
+        self.control_bytes = 0;
+        self.follows.link_down();
+        self.settle();
+    }
+
+    /// The client ends with `error`, for everybody who waits for anything.
+    pub(super) fn end(&mut self, error: ClientError) {
+        if self.over.is_some() {
+            return;
+        }
+        for (_, request) in std::mem::take(&mut self.requests) {
+            if !request.sent {
+                // It was handed over before the end, so it goes out before the goodbye.
+                self.push(Out::Text(request.text));
+            }
+            request.reply.fail(error.clone());
+        }
+        self.requests_bytes = 0;
+        for (_, member) in self.members.drain() {
+            if let Some(starting) = member.starting {
+                drop(starting.send(Err(error.clone())));
+            }
+            member.inbox.end(error.clone());
+        }
+        self.control.push_back(Out::Close);
+        self.state = State::Ended { error: error.clone() };
+        self.over = Some(error);
+    }
+
+    pub(super) fn link(&self) -> Option<Link> {
+        self.link.clone()
+    }
+
+    /// Queues frames that the WebSocket itself answers with. `false` if there are too many.
+    pub(super) fn push_frames(&mut self, frames: Vec<u8>) -> bool {
+        self.push(Out::Frames(frames));
+        self.control_bytes <= CONTROL_BYTES_MAX
+    }
+
+    fn push(&mut self, out: Out) {
+        self.control_bytes += out.bytes();
+        self.control.push_back(out);
+    }
+
+    /// What the writer is to send next, `None` if nothing.
+    pub(super) fn work(&mut self) -> Option<Work> {
+        let Some(link) = &self.link else {
+            return self.over.is_some().then_some(Work::Finished);
+        };
+        let socket = Arc::clone(&link.socket);
+        let (mut out, mut bytes) = (Vec::new(), 0);
+        while bytes < BATCH_BYTES
+            && let Some(next) = self.control.pop_front()
+        {
+            bytes += next.bytes();
+            self.control_bytes -= next.bytes();
+            out.push(next);
+        }
+        for (id, request) in self.requests.range_mut(self.unsent..) {
+            if BATCH_BYTES <= bytes {
+                break;
+            }
+            bytes += request.text.len();
+            request.sent = true;
+            out.push(Out::Text(Arc::clone(&request.text)));
+            self.unsent = id + 1;
+        }
+        if out.is_empty() {
+            return self.over.is_some().then_some(Work::Finished);
+        }
+        Some(Work::Send { socket, out })
+    }
+
+    /// Takes one message from the relay.
+    pub(super) fn take(&mut self, message: &Incoming<'_>) {
+        if self.follows.take(message) {
+            self.settle();
+            return;
+        }
+        if message.kind.as_str() == "error" {
+            self.take_error(message);
+            return;
+        }
+        let Some(id) = message.id else { return };
+        let Some(request) = self.remove(id) else { return };
+        match (request.reply, message.kind.as_str()) {
+            (Reply::Published(reply), "published") => {
+                drop(reply.send(reply::receipt(message)));
+            }
+            (Reply::History(reply), "history") => drop(reply.send(reply::history(message))),
+            (Reply::Pong(reply), "pong") => drop(reply.send(Ok(message.time))),
+            (reply, kind) => {
+                let what = format!("it answered with {kind}");
+                reply.fail(ClientError::Refused(reply::nonsense(&what)));
+            }
+        }
+    }
+
+    fn take_error(&mut self, message: &Incoming<'_>) {
+        let refused = reply::refused(message);
+        match message.id {
+            Some(id) if self.follows.refuse(id, &refused) => self.settle(),
+            Some(id) => {
+                if let Some(request) = self.remove(id) {
+                    request.reply.fail(ClientError::Refused(refused));
+                }
+            }
+            None => {
+                log::warn!("{refused}");
+                if let Some(topic) = &message.topic {
+                    self.follows.lack(topic.as_str(), &refused);
+                    self.settle();
+                }
+            }
+        }
+    }
+
+    /// Moves what the reader is to do next, outside the lock, to the empty `posts`.
+    pub(super) fn hand_over(&mut self, posts: &mut Vec<Post>) {
+        std::mem::swap(&mut self.posts, posts);
+    }
+
+    /// How long the reader may wait for the full inbox of `id`. [`Session::file`] cuts it short
+    /// until [`Session::unblocked`].
+    pub(super) fn blocked(&mut self, id: SubId, inbox: &Arc<Inbox>) -> Duration {
+        let starting = self.members.get(&id).is_some_and(|member| member.starting.is_some());
+        if starting {
+            // Nobody takes anything out before the subscription has started.
+            return Duration::ZERO;
+        }
+        self.blocked_on = Some(Arc::clone(inbox));
+        let alone = self.requests.is_empty() && self.members.len() == 1;
+        if alone { PATIENCE_LONG } else { PATIENCE_SHORT }
+    }
+
+    pub(super) fn unblocked(&mut self) {
+        self.blocked_on = None;
+    }
+
+    /// Makes the reader stop waiting for a full inbox: what was filed just now needs it.
+    fn hurry(&mut self) {
+        if let Some(inbox) = &self.blocked_on {
+            inbox.hurry();
+        }
+    }
+
+    /// Turns the steps that have become due into messages and posts.
+    fn settle(&mut self) {
+        let mut sent = Vec::new();
+        for step in self.follows.steps() {
+            match step {
+                Step::Send(text) => sent.push(text),
+                Step::Deliver(id, delivery) => {
+                    if let Some(member) = self.members.get(&id) {
+                        let inbox = Arc::clone(&member.inbox);
+                        self.posts.push(Post::Deliver { id, inbox, delivery });
+                    }
+                }
+                Step::Started(id) => {
+                    let member = self.members.get_mut(&id);
+                    if let Some(starting) = member.and_then(|member| member.starting.take()) {
+                        drop(starting.send(Ok(())));
+                    }
+                }
+                Step::Failed(id, error) => {
+                    let Some(member) = self.members.remove(&id) else { continue };
+                    if let Some(starting) = member.starting {
+                        drop(starting.send(Err(error.clone())));
+                    }
+                    member.inbox.end(error);
+                }
+                Step::Reconnect => self.posts.push(Post::Reconnect),
+            }
+        }
+        sent.into_iter().for_each(|text| self.push(Out::Text(text.into())));
+    }
+}
+
+impl Out {
+    fn bytes(&self) -> usize {
+        match self {
+            Out::Text(text) => text.len(),
+            Out::Frames(frames) => frames.len(),
+            Out::Close => 0,
+        }
+    }
+}
+
+impl Reply {
+    fn fail(self, error: ClientError) {
+        // The caller may have stopped waiting; then nobody is left to tell.
+        match self {
+            Reply::Published(reply) => drop(reply.send(Err(error))),
+            Reply::History(reply) => drop(reply.send(Err(error))),
+            Reply::Pong(reply) => drop(reply.send(Err(error))),
+        }
+    }
+}
+
+/// A request that waits for its answer.
+pub(super) struct Awaited<T> {
+    pub id: u64,
+    pub answer: Receiver<Answer<T>>,
+    pub deadline: Instant,
+    pub limit: Duration,
+}
+
+/// Says how a link that ended for good ends the client.
+pub(super) fn dismissed(server: &str, source: LinkError) -> ClientError {
+    if let LinkError::Refused(refused) = source {
+        return ClientError::Refused(refused);
+    }
+    ClientError::Dismissed { server: server.to_owned(), source }
+}
+
+/// A refusal that the relay did not write but meant.
+pub(super) fn refused(code: &str, message: &str) -> Refused {
+    let (code, message) = (code.to_owned(), message.to_owned());
+    Refused { code, message, field: None, retry_after: None }
+}

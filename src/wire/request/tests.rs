@@ -1,0 +1,126 @@
+//! What is understood, and what is refused in which words.
+
+use super::*;
+
+fn refusal(text: &str) -> Refusal {
+    match decode(text).request {
+        Err(refusal) => refusal,
+        Ok(request) => panic!("{text} was accepted as {request:?}"),
+    }
+}
+
+fn from(text: &str) -> From {
+    match decode(&format!(r#"{{"type":"subscribe","topic":"a","from":{text}}}"#)).request {
+        Ok(Request::Subscribe { from, .. }) => from,
+        other => panic!("{text}: {other:?}"),
+    }
+}
+
+#[test]
+fn data_is_passed_through_untouched_whatever_it_is() {
+    for data in ["null", "1.50", "\"a\\u0041\"", "{ \"b\" : [ 1 ,2 ] }", "[]", "-0", "1e400"] {
+        let text = format!(r#"{{"data":{data},"type":"publish","topic":"a"}}"#);
+        match decode(&text).request {
+            Ok(Request::Publish(publish)) => assert_eq!(publish.data, data),
+            other => panic!("{data}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn every_form_of_from_is_understood() {
+    let epoch = Epoch::from_number(7);
+    assert_eq!(from("\"live\""), From::Live);
+    assert_eq!(from("null"), From::Live);
+    assert_eq!(from("\"start\""), From::Start);
+    assert_eq!(from(r#"{"last":3}"#), From::Last(3));
+    assert_eq!(from(r#"{"since":1700000000000}"#), From::Since(1_700_000_000_000));
+    let position = Position { epoch, seq: 4 };
+    assert_eq!(from(r#"{"seq":4,"epoch":"0000000000000007"}"#), From::After(position));
+    let text = r##"{"type":"subscribe","topic":"a/#","from":{"positions":
+        {"a/b":{"epoch":"0000000000000007","seq":4}}}}"##;
+    let name = Name::parse("a/b").unwrap();
+    match decode(text).request {
+        Ok(Request::Subscribe { from, .. }) => {
+            assert_eq!(from, From::Positions(vec![(name, position)]));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_missing_epoch_is_an_error_and_not_a_wildcard() {
+    for text in [r#"{"seq":4}"#, r#"{"seq":4,"epoch":null}"#, r#"{"seq":4,"epoch":""}"#] {
+        let message = format!(r#"{{"type":"subscribe","topic":"a","from":{text}}}"#);
+        assert_eq!(refusal(&message).field, Some("from.epoch"), "{text}");
+    }
+}
+
+#[test]
+fn every_field_of_every_message_refuses_the_wrong_type_by_name() {
+    let long = "x".repeat(129);
+    for (text, field) in [
+        (r#"{"type":5}"#, "type"),
+        (r#"{"type":null}"#, "type"),
+        (r#"{"id":1}"#, "type"),
+        (r#"{"type":"ping","id":"1"}"#, "id"),
+        (r#"{"type":"ping","id":-1}"#, "id"),
+        (r#"{"type":"ping","id":1.5}"#, "id"),
+        (r#"{"type":"nonsense"}"#, "type"),
+        (r#"{"type":"publish","data":1}"#, "topic"),
+        (r#"{"type":"publish","topic":1,"data":1}"#, "topic"),
+        (r#"{"type":"publish","topic":"a"}"#, "data"),
+        (r#"{"type":"publish","topic":"a","data":1,"name":2}"#, "name"),
+        (r#"{"type":"publish","topic":"a","data":1,"key":2}"#, "key"),
+        (r#"{"type":"publish","topic":"a","data":1,"key":""}"#, "key"),
+        (&format!(r#"{{"type":"publish","topic":"a","data":1,"key":"{long}"}}"#), "key"),
+        (r#"{"type":"subscribe"}"#, "topic"),
+        (r#"{"type":"subscribe","topic":"a//b"}"#, "topic"),
+        (r#"{"type":"subscribe","topic":["a"]}"#, "topic"),
+        (r#"{"type":"subscribe","topic":"a","from":5}"#, "from"),
+        (r#"{"type":"subscribe","topic":"a","from":"yesterday"}"#, "from"),
+        (r#"{"type":"subscribe","topic":"a","from":{}}"#, "from"),
+        (r#"{"type":"subscribe","topic":"a","from":{"last":-1}}"#, "from"),
+        (r#"{"type":"subscribe","topic":"a","from":{"last":1,"since":2}}"#, "from"),
+        (r#"{"type":"subscribe","topic":"a","from":{"positions":{}}}"#, "from"),
+        (
+            r#"{"type":"subscribe","topic":"a/+","from":{"epoch":"0000000000000007","seq":1}}"#,
+            "from",
+        ),
+        (r#"{"type":"subscribe","topic":"a/+","from":{"positions":[]}}"#, "from.positions"),
+        (r#"{"type":"subscribe","topic":"a","slow":"drop"}"#, "slow"),
+        (r#"{"type":"subscribe","topic":"a","slow":1}"#, "slow"),
+        (r#"{"type":"subscribe","topic":"a","ack":true}"#, "ack"),
+        (r#"{"type":"subscribe","topic":"a","consumer":"c"}"#, "consumer"),
+        (r#"{"type":"unsubscribe"}"#, "topic"),
+        (r#"{"type":"history","topic":"a/#"}"#, "topic"),
+        (r#"{"type":"history","topic":"a","limit":0}"#, "limit"),
+        (r#"{"type":"history","topic":"a","limit":1001}"#, "limit"),
+        (r#"{"type":"history","topic":"a","limit":"9"}"#, "limit"),
+        (r#"{"type":"hello","user":7}"#, "user"),
+        (r#"{"type":"hello","user":"a/b"}"#, "user"),
+        (r#"{"type":"hello","client":7}"#, "client"),
+    ] {
+        let refusal = refusal(text);
+        assert_eq!(refusal.field, Some(field), "{text}: {refusal:?}");
+        assert!(refusal.message.contains(field), "{text}: {refusal:?}");
+    }
+}
+
+#[test]
+fn what_is_not_an_object_is_refused_without_an_id() {
+    for text in ["", "[]", "5", "nonsense", "{", r#"{"type":"ping"} x"#, r#"{"id":1,"id":2}"#] {
+        let decoded = decode(text);
+        assert_eq!(decoded.id, None);
+        assert_eq!(refusal(text).code, Code::BadRequest, "{text}");
+    }
+    let deep = format!(r#"{{"type":"publish","topic":"a","data":{}}}"#, "[".repeat(40));
+    assert!(refusal(&deep).message.contains("32 levels"));
+}
+
+#[test]
+fn an_error_shows_a_long_value_shortened() {
+    let text = format!(r#"{{"type":"{}"}}"#, "ü".repeat(500));
+    assert!(refusal(&text).message.len() < 300);
+    assert_eq!(refusal(&text).code, Code::UnknownType);
+}

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Checks that the binary is static, small, and that it resolves and binds a host name.
+set -eu
+binary=$1
+fail() { echo "static: $*" >&2; exit 1; }
+
+if command -v ldd >/dev/null; then
+  ldd "$binary" 2>&1 | grep -qE 'statically linked|not a dynamic executable' || fail "$binary is linked dynamically"
+elif command -v file >/dev/null; then
+  file "$binary" | grep -q 'static' || fail "$binary is linked dynamically"
+else
+  fail "missing: ldd or file, to look at the binary"
+fi
+
+bytes=$(stat -c %s "$binary")
+[ "$bytes" -lt 4194304 ] || fail "$binary has $bytes bytes, allowed are 4 MiB"
+
+out=$(mktemp)
+"$binary" serve --listen localhost:0 >"$out" 2>/dev/null &
+pid=$!
+trap 'kill "$pid" 2>/dev/null || true; rm -f "$out"' EXIT
+for _ in $(seq 100); do
+  grep -q '^listening on http://' "$out" && break
+  kill -0 "$pid" 2>/dev/null || fail "the relay did not start on localhost:0"
+  read -rt 0.05 <> <(:) || true
+done
+grep -q '^listening on http://127.0.0.1:[1-9]' "$out" || fail "localhost was not resolved and bound: $(cat "$out")"
+resident=$(awk '/^VmRSS/ {print $2}' "/proc/$pid/status")
+[ "$resident" -lt 4096 ] || fail "the idle relay takes $resident KiB, allowed are 4 MiB"
+kill -TERM "$pid"
+wait "$pid" || fail "the relay did not end well"
+echo "static: $bytes bytes, $resident KiB resident when idle"
