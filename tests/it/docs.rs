@@ -4,8 +4,8 @@
 //! The page itself explains how transcripts are written. Beyond that, for whoever writes one:
 //!
 //! ```text
-//!   ```transcript max_events=3    settings of the relay, as flags or in a file
-//!   a> {...}                      connection `a` sends; the name may be left out; made on first use
+//!   ```transcript max_events=3    settings of the relay, which become flags
+//!   a> {...}                      connection `a`, made on first use, sends; it may have no name
 //!   a< {...}                      the next message of `a`, with exactly these fields
 //!   a< ...                        any messages of `a`, until one that its next line expects
 //!   a> close 1000, a> binary      a close frame, a binary frame; `a< close 1000` awaits one
