@@ -65,6 +65,7 @@ impl LossReason {
         }
     }
 
+    /// The reason in one word, as it stands on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -77,6 +78,7 @@ impl LossReason {
 }
 
 impl ResetReason {
+    /// The reason in one word, as it stands on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -90,11 +92,14 @@ impl ResetReason {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     pub topic: Name,
+    /// The life of the log that `seq` counts in.
     pub epoch: Epoch,
     pub seq: u64,
     /// Unix milliseconds by the relay's clock.
     pub time: u64,
+    /// Who published it, if they said so.
     pub user: Option<Arc<str>>,
+    /// The event's name, if it has one.
     pub name: Option<Arc<str>>,
     /// The payload as JSON text, byte for byte as it was published.
     pub data: Arc<str>,
@@ -139,6 +144,7 @@ pub struct History {
     pub first: u64,
     /// The newest event there ever was; 0 if there was none.
     pub tail: u64,
+    /// The events, oldest first.
     pub events: Vec<Event>,
     /// Of a request after a position: what of it is not stored any more.
     pub loss: Option<HistoryLoss>,

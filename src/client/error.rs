@@ -78,24 +78,34 @@ pub struct Refused {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LinkError {
+    /// The host name has no address, or there is nobody to ask.
     #[error("the name {host} cannot be resolved")]
     Resolve { host: String, source: Arc<io::Error> },
+    /// Nobody listens there, or the network does not reach it.
     #[error("{address} did not accept a connection")]
     Tcp { address: String, source: Arc<io::Error> },
+    /// Something answered, but not as a relay that takes this client: 401 and 403 are final.
     #[error("it answered with HTTP status {status} instead of a WebSocket")]
     Status { status: u16 },
+    /// Connecting took too long.
     #[error("it did not answer within {limit:?}")]
     Timeout { limit: Duration },
+    /// Reading failed.
     #[error("the connection broke")]
     Broken { source: Arc<io::Error> },
+    /// It ended without a word.
     #[error("the relay closed the connection")]
     Closed,
+    /// It ended with a close frame; the code says whether to come back.
     #[error("the relay closed the connection: {reason} (code {code})")]
     ClosedWith { code: u16, reason: String },
+    /// Not even pings came.
     #[error("nothing was heard for {limit:?}")]
     Silent { limit: Duration },
+    /// What came is not what a relay sends.
     #[error("the peer broke the protocol: {what}")]
     Protocol { what: String },
+    /// The greeting was refused.
     #[error("{0}")]
     Refused(Refused),
 }

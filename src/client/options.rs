@@ -31,6 +31,7 @@ type Observer = Arc<dyn Fn(&State) + Send + Sync>;
 /// How much of one subscription may wait for the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InboxLimits {
+    /// Most events.
     pub events: usize,
     /// Payloads and a share of the bookkeeping; one event of any size fits into an empty inbox.
     pub bytes: usize,

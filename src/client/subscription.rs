@@ -58,6 +58,7 @@ impl Subscription {
         self.id
     }
 
+    /// What it follows.
     #[must_use]
     pub fn filter(&self) -> &Filter {
         &self.filter

@@ -160,11 +160,18 @@ fn run(shared: &Arc<Shared>, mut opened: Opened) -> Failure {
     let now = shared.clock.now();
     let limit = shared.options.deadline;
     let mut posts = Vec::new();
-    shared.change(|session| {
-        session.expire(now, limit);
-        session.link_up(link);
-        session.hand_over(&mut posts);
+    let wanted = shared.change(|session| {
+        if session.over.is_none() {
+            session.expire(now, limit);
+            session.link_up(link);
+            session.hand_over(&mut posts);
+        }
+        session.over.is_none()
     });
+    if !wanted {
+        // The client ended while this connection was being made.
+        return LinkError::Closed.into();
+    }
     shared.set_state(State::Connected { connection });
     let mut wait = None;
     let failure = loop {

@@ -252,7 +252,9 @@ impl Session {
         self.line.command(Command::OpenPattern(Box::new(open)));
         let writer = self.line.connection.writer;
         let follower = Follower { writer, connection, subscription };
-        let topics = shared.registry.follow_pattern(pattern, follower);
+        let mut topics = shared.registry.follow_pattern(pattern, follower);
+        // A topic that is forgotten just now comes back, if ever, through its creation.
+        topics.retain(|topic| topic.follow(writer));
         self.line.command(Command::PatternOpened(Box::new(PatternOpened {
             connection,
             subscription,
@@ -265,9 +267,6 @@ impl Session {
             positions.extend(list.iter().map(|(name, position)| (name, From::After(*position))));
         }
         for topic in topics {
-            if !topic.follow(writer) {
-                continue;
-            }
             let start = shared.start(&topic, positions.get(topic.name()).unwrap_or(from));
             let by = By::Pattern { subscription };
             let follow = Box::new(Follow { connection, topic, start, by });

@@ -189,8 +189,8 @@ impl Registry {
         Ok(topic)
     }
 
-    /// Appends `draft` to `topic`; counting it is up to the caller. `None` if the topic was forgotten in the meantime: look it up
-    /// again.
+    /// Appends `draft` to `topic`; counting it is up to the caller. `None` if the topic was
+    /// forgotten in the meantime: look it up again.
     pub fn publish(&self, topic: &Topic, draft: &Draft<'_>, now_ms: u64) -> Option<Publication> {
         let window_ms = self.dedupe_window_ms.load(Ordering::Relaxed);
         let publication = topic.publish(draft, now_ms, window_ms)?;

@@ -164,10 +164,9 @@ fn an_http_connection_may_be_idle_for_longer_than_a_request_may_take() {
 
 #[test]
 fn a_client_that_ignores_its_goodbye_is_cut_long_before_the_next_heartbeat() {
-    let node = Node::with_config(
-        "max_events = 100\nwrite_stall = \"60s\"\n\
-         [[topics]]\npattern = \"clock\"\nmax_age = \"1s\"\n",
-    );
+    let config = "max_events = 100\nwrite_stall = \"60s\"\n";
+    let clock = "[[topics]]\npattern = \"clock\"\nmax_age = \"1s\"\n";
+    let node = Node::with_config(&[config, clock].concat());
     let mut stubborn = Peer::connect_tiny(node.addr());
     stubborn
         .ask(json!({"type": "subscribe", "topic": "flood", "slow": "disconnect"}), "subscribed");

@@ -50,9 +50,9 @@ use crate::{
     wire::request::SlowPolicy,
 };
 
-/// What a writer is told. Two words each, so that a lane is small also when it is long. Nothing here
-/// grows with the number of events: wake-ups and flushes are coalesced by a flag of their topic or
-/// outbox.
+/// What a writer is told. Two words each, so that a lane is small also when it is long. Nothing
+/// here grows with the number of events: wake-ups and flushes are coalesced by a flag of their
+/// topic or outbox.
 pub(crate) enum Command {
     /// A connection begins.
     Attach(Arc<Connection>),
