@@ -38,4 +38,6 @@ pub mod client_support;
 
 pub mod cli;
 
+pub mod docs;
+
 pub mod tidy;
