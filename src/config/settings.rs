@@ -49,7 +49,7 @@ pub struct ConnectionSettings {
     pub max_outbox: usize,
     /// Subscriptions of one connection.
     pub max_subscriptions: usize,
-    /// Topics that one connection may follow, through patterns or by name.
+    /// Topics that one connection may follow through patterns.
     pub max_cursors: usize,
     /// Time between pings.
     pub heartbeat: Duration,

@@ -194,7 +194,7 @@ pub(super) static KEYS: &[Key] = keys! {
 
     "max_cursors" "max-cursors" Reload
     Kind::Count(Number::Word(slot!(connections.max_cursors)), 1..=1_000_000),
-    "Topics that one connection may follow, through patterns or by name.";
+    "Topics that one connection may follow through patterns.";
 
     "heartbeat" "heartbeat" Reload
     Kind::Duration(slot!(connections.heartbeat), millis(100)..=minutes(60)),

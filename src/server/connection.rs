@@ -195,7 +195,10 @@ impl Connection {
 /// A goodbye: what the client should know, and the code that tells it what to do.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bye<'a> {
+    /// One word, for programs.
     pub(crate) reason: &'a str,
+    /// A sentence, for people; it goes into the close frame.
+    pub(crate) text: &'a str,
     pub(crate) code: CloseCode,
     pub(crate) reconnect_after_ms: Option<u64>,
 }
@@ -203,7 +206,7 @@ pub(crate) struct Bye<'a> {
 impl Bye<'_> {
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
         reply::bye(out, self.reason, self.reconnect_after_ms);
-        frame::push_close(out, self.code, self.reason);
+        frame::push_close(out, self.code, self.text);
     }
 }
 

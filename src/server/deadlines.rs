@@ -7,7 +7,7 @@ use std::{
     collections::BinaryHeap,
 };
 
-use crate::{config::ConnectionSettings, metrics::labels::Closed, server::connection::Phase};
+use crate::{config::ConnectionSettings, server::connection::Phase};
 
 /// Things to be looked at, the next one first. Times are milliseconds of uptime.
 pub(crate) struct Deadlines<T> {
@@ -81,8 +81,10 @@ pub(crate) enum Step {
     Ping(u64),
     /// Say goodbye for having been silent.
     SayBye,
+    /// Say that a request took too long, if there is the beginning of one.
+    TooSlow,
     /// End it now.
-    Cut(Closed),
+    Cut,
 }
 
 /// An HTTP connection's deadline can come nearer while nobody looks; it is looked at this often.
@@ -105,7 +107,8 @@ pub(crate) fn step(facts: &Facts, settings: &ConnectionSettings, now_ms: u64) ->
             }
             Step::LookAgain(dead_ms.min(ping_ms))
         }
-        _ if facts.deadline_ms <= now_ms => Step::Cut(Closed::Deadline),
+        Phase::Http if facts.deadline_ms <= now_ms => Step::TooSlow,
+        _ if facts.deadline_ms <= now_ms => Step::Cut,
         Phase::Http | Phase::Idle => Step::LookAgain(facts.deadline_ms.min(now_ms + HTTP_LOOK_MS)),
         Phase::Closing => Step::LookAgain(facts.deadline_ms),
     }
@@ -131,10 +134,11 @@ mod tests {
     }
 
     #[test]
-    fn an_http_connection_is_cut_at_its_deadline_and_looked_at_often() {
+    fn an_http_connection_ends_at_its_deadline_and_is_looked_at_often() {
         assert_eq!(look(Phase::Http, 0, 0, 0), Step::LookAgain(1_000));
         assert_eq!(look(Phase::Idle, 0, 0, 4_500), Step::LookAgain(5_000));
-        assert_eq!(look(Phase::Http, 0, 0, 5_000), Step::Cut(Closed::Deadline));
+        assert_eq!(look(Phase::Http, 0, 0, 5_000), Step::TooSlow);
+        assert_eq!(look(Phase::Idle, 0, 0, 5_000), Step::Cut);
         assert_eq!(look(Phase::Closing, 0, 0, 0), Step::LookAgain(5_000));
     }
 

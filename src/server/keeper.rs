@@ -16,6 +16,10 @@ use std::{
 use crate::{
     base::lane::{Receiver, RecvTimeoutError},
     config::TopicSettings,
+    http::{
+        error::HttpError,
+        response::{Exchange, refuse},
+    },
     metrics::labels::Closed,
     server::{
         connection::{Bye, Connection},
@@ -86,12 +90,21 @@ fn look_at(
         Step::SayBye => {
             let deadline_ms = grace_deadline_ms(now_ms);
             let code = CloseCode::HeartbeatMissed;
-            let bye = Bye { reason: "heartbeat_missed", code, reconnect_after_ms: None };
+            let text = "nothing was heard for the heartbeat timeout";
+            let bye = Bye { reason: "heartbeat_missed", text, code, reconnect_after_ms: None };
             connection.say_bye(Closed::Heartbeat, deadline_ms, &bye);
             connection.flush();
             deadlines.push(deadline_ms, Weak::clone(weak));
         }
-        Step::Cut(reason) => connection.cut(reason),
+        Step::TooSlow if 0 < connection.received_bytes_now() => {
+            let deadline_ms = grace_deadline_ms(now_ms);
+            connection.finish(Closed::Deadline, deadline_ms, |out| {
+                refuse(out, &Exchange::LAST, &HttpError::TooSlow);
+            });
+            connection.flush();
+            deadlines.push(deadline_ms, Weak::clone(weak));
+        }
+        Step::TooSlow | Step::Cut => connection.cut(Closed::Deadline),
     }
 }
 

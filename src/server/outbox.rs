@@ -36,15 +36,23 @@ struct Inner {
     held: usize,
     /// Nothing will ever be sent again.
     closed: bool,
-    /// What is here is the last that will be said.
-    finished: bool,
+    last_words: LastWords,
+}
+
+#[derive(Default)]
+enum LastWords {
+    #[default]
+    Unsaid,
+    /// Said, and not yet taken.
+    Said(Vec<u8>),
+    Taken,
 }
 
 /// What a writer takes.
 pub(crate) struct Taken {
     pub(crate) bytes: Vec<u8>,
     /// Nothing comes after this.
-    pub(crate) finished: bool,
+    pub(crate) last_words: Option<Vec<u8>>,
 }
 
 /// Whether something was taken in.
@@ -84,12 +92,16 @@ impl Outbox {
         while self.inner.wait(&self.room, LOOK_AGAIN, has_room).is_none() {}
     }
 
-    /// Appends the last words. Only the first ones are kept.
+    /// Says the last words. Only the first ones are kept.
     pub(crate) fn finish(&self, write: impl FnOnce(&mut Vec<u8>)) -> Pushed {
         self.inner.with(|inner| {
-            let pushed = inner.offer(usize::MAX, write);
-            inner.finished = true;
-            pushed
+            if inner.has_ended() {
+                return Pushed::Closed;
+            }
+            let mut words = Vec::new();
+            write(&mut words);
+            inner.last_words = LastWords::Said(words);
+            Pushed::Queued
         })
     }
 
@@ -98,6 +110,7 @@ impl Outbox {
         self.inner.with(|inner| {
             inner.closed = true;
             inner.bytes = Vec::new();
+            inner.last_words = LastWords::Taken;
             inner.held = 0;
         });
         self.room.notify_all();
@@ -113,9 +126,16 @@ impl Outbox {
     /// Takes all that waits. What is appended after this tells the writer again.
     pub(crate) fn take(&self) -> Taken {
         self.told.swap(false, Ordering::AcqRel);
-        let taken = self.inner.with(|inner| Taken {
-            bytes: std::mem::take(&mut inner.bytes),
-            finished: inner.finished,
+        let taken = self.inner.with(|inner| {
+            let bytes = std::mem::take(&mut inner.bytes);
+            let last_words = match std::mem::replace(&mut inner.last_words, LastWords::Taken) {
+                LastWords::Said(words) => Some(words),
+                before @ (LastWords::Unsaid | LastWords::Taken) => {
+                    inner.last_words = before;
+                    None
+                }
+            };
+            Taken { bytes, last_words }
         });
         self.room.notify_all();
         taken
@@ -134,12 +154,16 @@ impl Outbox {
 }
 
 impl Inner {
+    fn has_ended(&self) -> bool {
+        self.closed || !matches!(self.last_words, LastWords::Unsaid)
+    }
+
     fn waiting(&self) -> usize {
         self.bytes.len() + self.held
     }
 
     fn offer(&mut self, bytes_max: usize, write: impl FnOnce(&mut Vec<u8>)) -> Pushed {
-        if self.closed || self.finished {
+        if self.has_ended() {
             return Pushed::Closed;
         }
         if bytes_max <= self.waiting() {
@@ -174,8 +198,9 @@ mod tests {
         assert_eq!(outbox.offer(100, |out| out.push(1)), Pushed::Closed);
         assert_eq!(outbox.finish(|out| out.push(8)), Pushed::Closed);
         let taken = outbox.take();
-        assert!(taken.finished);
-        assert_eq!(taken.bytes, [0, 0, 0, 0, 0, 9]);
+        assert_eq!((taken.bytes, taken.last_words), (vec![0; 5], Some(vec![9])));
+        assert_eq!(outbox.take().last_words, None);
+        assert_eq!(outbox.offer(100, |out| out.push(1)), Pushed::Closed);
     }
 
     #[test]

@@ -316,7 +316,8 @@ fn say_bye_to_all(shared: &Arc<Shared>, drain: Duration) {
             Phase::WebSocket => {
                 let code = CloseCode::GoingAway;
                 let after = Some(random::below(window_ms.max(1)));
-                let bye = Bye { reason: "shutdown", code, reconnect_after_ms: after };
+                let text = "the relay is stopping";
+                let bye = Bye { reason: "shutdown", text, code, reconnect_after_ms: after };
                 connection.say_bye(Closed::Shutdown, deadline_ms, &bye);
                 connection.flush();
             }

@@ -115,7 +115,7 @@ impl Shared {
         limit: u64,
     ) -> Result<(HistoryHead, Vec<u8>), Refusal> {
         let Some(topic) = self.registry.find(topic) else {
-            let message = format!("there is no topic {topic}; it is made by its first event");
+            let message = format!("there is no topic {topic}");
             return Err(Refusal { field: Some("topic"), ..Refusal::new(Code::NotFound, message) });
         };
         let mut events = Vec::new();

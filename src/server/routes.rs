@@ -113,6 +113,7 @@ fn respond(
         Route::Events { topic } => {
             let query = Query::parse(head.query())?;
             let from = query.from()?;
+            parse_topic(&topic)?;
             let (found, events) = line.shared.history(&topic, from.as_ref(), query.limit()?)?;
             json(out, 200, &reply::history_body("{", &topic, &found, &events))
         }

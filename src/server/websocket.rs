@@ -67,6 +67,7 @@ pub(crate) fn serve(line: Line, received: Vec<u8>) -> Option<UserName> {
             Ok(Message::Binary(_)) => session.end(
                 Closed::Protocol,
                 CloseCode::Unsupported,
+                "unsupported_data",
                 "binary frames are not part of landline.v1",
             ),
             Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => {}
@@ -345,10 +346,10 @@ impl Session {
     /// Ends the connection with a goodbye and a close frame; reading goes on until the client has
     /// closed its side, or its grace is over.
     #[inline(never)]
-    fn end(&mut self, reason: Closed, code: CloseCode, text: &str) {
+    fn end(&mut self, closed: Closed, code: CloseCode, reason: &str, text: &str) {
         let deadline_ms = grace_deadline_ms(self.line.shared.clock.uptime_ms());
-        let bye = Bye { reason: text, code, reconnect_after_ms: None };
-        self.line.connection.say_bye(reason, deadline_ms, &bye);
+        let bye = Bye { reason, text, code, reconnect_after_ms: None };
+        self.line.connection.say_bye(closed, deadline_ms, &bye);
         self.line.connection.flush();
         self.line.shared.watch(&self.line.connection, deadline_ms);
     }
@@ -371,12 +372,12 @@ impl Session {
             }
             Error::Capacity(CapacityError::MessageTooLong { size, max_size }) => {
                 let text = format!("a message has {size} bytes, allowed are {max_size}");
-                self.end(Closed::TooLarge, CloseCode::TooBig, &text);
+                self.end(Closed::TooLarge, CloseCode::TooBig, "too_large", &text);
                 self.discard();
             }
             Error::Utf8(_) => {
                 let text = "a text frame is not UTF-8";
-                self.end(Closed::Protocol, CloseCode::InvalidText, text);
+                self.end(Closed::Protocol, CloseCode::InvalidText, "invalid_text", text);
                 self.discard();
             }
             Error::Capacity(_)
@@ -387,7 +388,8 @@ impl Session {
             | Error::Http(_)
             | Error::HttpFormat(_)
             | Error::Tls(_) => {
-                self.end(Closed::Protocol, CloseCode::Protocol, &error.to_string());
+                let text = error.to_string();
+                self.end(Closed::Protocol, CloseCode::Protocol, "protocol_error", &text);
                 self.discard();
             }
         }

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use crate::support::{
     http::{Body, Http},
-    node::Node,
-    peer::{Peer, number, seq, upgrade_request},
+    node::{Node, wait_for_metric},
+    peer::{Peer, number, seq, seqs, upgrade_request},
     wait::{LIMIT, Watch, wait_until},
     witness::Witness,
 };
@@ -226,4 +226,22 @@ fn a_client_that_ignores_the_goodbye_does_not_hold_up_the_stop() {
     node.signal(Signal::TERM);
 
     assert!(node.wait_exit(Duration::from_secs(15)).success(), "it took the whole drain");
+}
+
+#[test]
+fn a_stop_delivers_what_a_slow_reader_lacks_before_it_says_bye() {
+    let mut node = Node::with(&["--drain", "30s", "--write-stall", "60s"]);
+    let mut slow = Peer::connect_tiny(node.addr());
+    slow.subscribe("flood");
+    node.peer().publish_many("flood", 600, 16 * 1024);
+    wait_for_metric(&node, &["server_stalled_connections"], 1.0);
+
+    node.signal(Signal::TERM);
+    let events = slow.events(600);
+    let (words, code) = slow.last_words();
+
+    assert_eq!(seqs(&events), (1..=600).collect::<Vec<_>>());
+    assert_eq!(words.iter().map(|word| &word["type"]).collect::<Vec<_>>(), ["bye"]);
+    assert_eq!(code, Some(1001));
+    assert!(node.wait_exit(LIMIT).success());
 }

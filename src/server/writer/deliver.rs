@@ -33,8 +33,10 @@ impl Writer {
         self.drop_follows(index);
         let peer = &mut self.peers[index];
         peer.detached = true;
-        peer.finishing = true;
         self.take_outbox(index);
+        let peer = &mut self.peers[index];
+        peer.goodbye = None;
+        peer.finishing = true;
         // What still waits goes in this turn; then, or when it does not fit for too long, the peer
         // goes too.
         self.touch(index);
@@ -100,9 +102,12 @@ impl Writer {
         if self.peers[index].finishing {
             return topic.unfollow(self.index, self.clock.unix_ms());
         }
-        if existing.is_none() && self.settings.max_cursors <= self.peers[index].follows.len() {
+        let full = self.settings.max_cursors <= self.peers[index].follows.len();
+        // A subscription by name was counted by the reader; a pattern counts once, however many
+        // topics it brings.
+        if full && existing.is_none() && matches!(by, By::Pattern { .. }) {
             topic.unfollow(self.index, self.clock.unix_ms());
-            return self.refuse_cursor(index, topic, *by);
+            return self.refuse_cursor(index, topic);
         }
         if existing.is_some() {
             // The topic counts followers, not reasons to follow.
@@ -138,7 +143,7 @@ impl Writer {
         }
     }
 
-    fn refuse_cursor(&mut self, index: usize, topic: &Arc<Topic>, by: By) {
+    fn refuse_cursor(&mut self, index: usize, topic: &Arc<Topic>) {
         let max = self.settings.max_cursors;
         let message = format!(
             "this connection already follows {max} topics, which is its limit; {} is not delivered",
@@ -146,12 +151,8 @@ impl Writer {
         );
         let refusal = Refusal::new(Code::LimitExceeded, message);
         self.metrics.requests_refused.add(Code::LimitExceeded, 1);
-        let request = match by {
-            By::Name { request, .. } => request,
-            By::Pattern { .. } => None,
-        };
         self.control(index, |out| {
-            reply::error(out, request, Some(topic.name().as_str()), &refusal);
+            reply::error(out, None, Some(topic.name().as_str()), &refusal);
         });
     }
 
@@ -488,6 +489,7 @@ impl Writer {
         if policy == Some(SlowPolicy::Disconnect) {
             let bye = Bye {
                 reason: "slow_consumer",
+                text: "the log has passed a subscription that asked to be disconnected then",
                 code: CloseCode::SlowConsumer,
                 reconnect_after_ms: Some(0),
             };

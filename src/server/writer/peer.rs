@@ -37,6 +37,8 @@ pub(super) struct Peer {
     pub(super) lagging: bool,
     /// The outbox has more, which waits for room in the socket.
     pub(super) outbox_waits: bool,
+    /// Last words that wait until every cursor has reached its tail: the relay stops.
+    pub(super) goodbye: Option<Vec<u8>>,
     /// Nothing comes after what waits; then the writing half is shut down.
     pub(super) finishing: bool,
     /// The writing half is shut down.
@@ -98,6 +100,7 @@ impl Peer {
             touched: false,
             lagging: false,
             outbox_waits: false,
+            goodbye: None,
             finishing: false,
             finished: false,
             detached: false,

@@ -77,23 +77,57 @@ impl Writer {
         } else {
             peer.control.extend_from_slice(&taken.bytes);
         }
-        if taken.finished && !peer.finishing {
-            peer.finishing = true;
-            self.drop_follows(index);
+        if let Some(words) = taken.last_words
+            && !peer.finishing
+        {
+            peer.goodbye = Some(words);
+            if peer.connection.reason() != Some(Closed::Shutdown) {
+                self.drop_follows(index);
+            }
+            self.try_goodbye(index);
         }
         self.touch(index);
     }
 
+    /// Says the last words if nothing is left to be delivered before them. A relay that stops
+    /// delivers what it has first; who cannot take it within the drain is cut off.
+    fn try_goodbye(&mut self, index: usize) {
+        let peer = &self.peers[index];
+        if peer.goodbye.is_none() || peer.is_stalled() || !peer.behind.is_empty() {
+            return;
+        }
+        let has_news = |feed: &usize| {
+            let feed = &self.feeds[*feed];
+            feed.at < feed.topic.look(|log| log.tail())
+        };
+        let news: Vec<usize> = peer.follows.keys().copied().filter(has_news).collect();
+        if news.is_empty() {
+            let peer = &mut self.peers[index];
+            let words = peer.goodbye.take().unwrap_or_default();
+            peer.control.extend_from_slice(&words);
+            peer.finishing = true;
+            self.drop_follows(index);
+            self.touch(index);
+        } else {
+            news.into_iter().for_each(|feed| self.queue(feed));
+        }
+    }
+
     /// Sends every peer of this turn what it gets, each with one system call.
     pub(super) fn send_touched(&mut self) {
-        let mut touched = std::mem::take(&mut self.touched);
-        for index in touched.drain(..) {
-            let Some(peer) = self.peers.get_mut(index) else { continue };
-            if std::mem::take(&mut peer.touched) {
-                self.send(index);
+        // A send may touch its peer once more, to say goodbye.
+        while !self.touched.is_empty() {
+            let mut touched = std::mem::take(&mut self.touched);
+            for index in touched.drain(..) {
+                let Some(peer) = self.peers.get_mut(index) else { continue };
+                if std::mem::take(&mut peer.touched) {
+                    self.send(index);
+                }
+            }
+            if self.touched.is_empty() {
+                self.touched = touched;
             }
         }
-        self.touched = touched;
     }
 
     fn send(&mut self, index: usize) {
@@ -126,6 +160,7 @@ impl Writer {
                 peer.control = Vec::new();
                 peer.parts.clear();
                 self.metrics.sent_bytes.add(sent as u64);
+                self.try_goodbye(index);
                 self.finish_if_done(index);
             }
             Ok(sent) => {
@@ -266,6 +301,7 @@ impl Writer {
             self.take_outbox(index);
         }
         self.queue_lagging(index);
+        self.try_goodbye(index);
         self.finish_if_done(index);
     }
 
