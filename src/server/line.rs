@@ -15,6 +15,11 @@ use std::{
     time::Duration,
 };
 
+use rustix::{
+    io::Errno,
+    net::{RecvFlags, recv},
+};
+
 use crate::{
     base::lock,
     config::Config,
@@ -54,6 +59,8 @@ pub(crate) struct Line {
     news: Vec<Arc<Topic>>,
     /// Replies went to the outbox.
     replied: bool,
+    /// Bytes received since others were last told.
+    untold_bytes: usize,
     /// What this reader appended and has not counted yet.
     appended: Appended,
     /// The wall clock when this line last received.
@@ -75,6 +82,7 @@ impl Line {
             busy: false,
             news: Vec::new(),
             replied: false,
+            untold_bytes: 0,
             appended: Appended::default(),
             now_ms,
             config,
@@ -112,6 +120,7 @@ impl Line {
     ///
     /// While a writer's lane is full.
     pub(crate) fn tell(&mut self) {
+        self.untold_bytes = 0;
         let Appended { transport, events, bytes } = std::mem::take(&mut self.appended);
         if let Some(transport) = transport {
             self.shared.metrics.published.add(transport, events);
@@ -174,6 +183,29 @@ impl Line {
         self.shared.watch(&self.connection, deadline_ms);
     }
 
+    /// Reads what has arrived, much at once. `None` if nothing has: a line that waits does not keep
+    /// a large buffer.
+    #[inline(never)]
+    fn read_ahead(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        lock::assert_none_held();
+        let mut ahead = vec![0; AHEAD_BYTES];
+        let got = match recv(&self.connection.socket, &mut ahead[..], RecvFlags::DONTWAIT) {
+            Ok((_, got)) => got,
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        self.note(got);
+        let len = got.min(buffer.len());
+        buffer[..len].copy_from_slice(&ahead[..len]);
+        self.busy = buffer.len() < got;
+        if self.busy {
+            ahead.truncate(got);
+            self.ahead = ahead;
+            self.ahead_from = len;
+        }
+        Ok(Some(len))
+    }
+
     fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         lock::assert_none_held();
         let got = loop {
@@ -182,10 +214,15 @@ impl Line {
                 other => break other?,
             }
         };
+        self.note(got);
+        Ok(got)
+    }
+
+    fn note(&mut self, got: usize) {
+        self.untold_bytes += got;
         self.now_ms = self.shared.clock.unix_ms();
         self.connection.heard(self.shared.clock.uptime_ms(), got);
         self.shared.metrics.received_bytes.add(got as u64);
-        Ok(got)
     }
 }
 
@@ -197,25 +234,23 @@ impl Read for Line {
             let len = rest.len().min(buffer.len());
             buffer[..len].copy_from_slice(&rest[..len]);
             self.ahead_from += len;
+            if self.ahead_from == self.ahead.len() {
+                self.ahead = Vec::new();
+                self.ahead_from = 0;
+            }
             return Ok(len);
+        }
+        if AHEAD_BYTES <= self.untold_bytes {
+            self.tell();
+        }
+        if self.busy
+            && let Some(got) = self.read_ahead(buffer)?
+        {
+            return Ok(got);
         }
         self.tell();
         if self.shared.generation() != self.generation {
             (self.generation, self.config) = self.shared.config();
-        }
-        if self.busy {
-            let mut ahead = std::mem::take(&mut self.ahead);
-            ahead.resize(AHEAD_BYTES, 0);
-            let got = self.receive(&mut ahead)?;
-            let len = got.min(buffer.len());
-            buffer[..len].copy_from_slice(&ahead[..len]);
-            self.busy = buffer.len() < got;
-            if self.busy {
-                ahead.truncate(got);
-                self.ahead = ahead;
-                self.ahead_from = len;
-            }
-            return Ok(len);
         }
         let got = self.receive(buffer)?;
         self.busy = got == buffer.len();

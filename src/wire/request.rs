@@ -93,6 +93,9 @@ pub fn decode(text: &str) -> Decoded<'_> {
         let message = format!("the message nests deeper than {JSON_DEPTH_MAX} levels");
         return Decoded { id: None, request: Err(Refusal::new(Code::BadRequest, message)) };
     }
+    if let Some(publish) = plain_publish(text) {
+        return Decoded { id: None, request: Ok(Request::Publish(publish)) };
+    }
     let mut envelope = Envelope::default();
     let mut parser = serde_json::Deserializer::from_str(text);
     let filled = Fill(&mut envelope).deserialize(&mut parser).and_then(|()| parser.end());
@@ -104,6 +107,20 @@ pub fn decode(text: &str) -> Decoded<'_> {
         Ok(id) => Decoded { id, request: envelope.request() },
         Err(refusal) => Decoded { id: None, request: Err(refusal) },
     }
+}
+
+/// The publish that `text` is, if it is one in its plainest form: type, topic and data in this
+/// order, and nothing else. Most events come like this, at half the cost of the general way.
+fn plain_publish(text: &str) -> Option<Publish<'_>> {
+    let rest = text.strip_prefix("{\"type\":\"publish\",\"topic\":\"")?;
+    let (topic, rest) = rest.split_once('"')?;
+    let data = rest.strip_prefix(",\"data\":")?.strip_suffix('}')?;
+    if topic.bytes().any(|byte| byte == b'\\' || byte.is_ascii_control()) {
+        return None;
+    }
+    // More fields behind the data make this fail, and the general way look again.
+    let data: &RawValue = serde_json::from_str(data).ok()?;
+    Some(Publish { topic: Cow::Borrowed(topic), data: data.get(), name: None, key: None })
 }
 
 /// A field as it stands in the message; `None` if it does not. `null` is there, unlike with

@@ -124,3 +124,32 @@ fn an_error_shows_a_long_value_shortened() {
     assert!(refusal(&text).message.len() < 300);
     assert_eq!(refusal(&text).code, Code::UnknownType);
 }
+
+#[test]
+fn the_plain_way_understands_what_the_general_way_does_and_nothing_more() {
+    let generally = |text: &str| {
+        // White space in front is what the plain form does not have.
+        match decode(&format!(" {text}")).request {
+            Ok(Request::Publish(Publish { topic, data, name: None, key: None })) => {
+                Some((topic.into_owned(), data.to_owned()))
+            }
+            _ => None,
+        }
+    };
+    for data in
+        ["1", "\"a\"", " [1, {\"b\": \"}\"}] ", "{}", "null", "\"\\u0041\"", "", "1,2", "tru"]
+    {
+        for topic in ["a", "a/b", "a\\u0062", "a\tb", "", "ü"] {
+            for end in ["}", " }", ",\"x\":1}", ",\"data\":2}", "}}", "} x"] {
+                let text =
+                    format!("{{\"type\":\"publish\",\"topic\":\"{topic}\",\"data\":{data}{end}");
+                let plain = plain_publish(&text);
+                let plain =
+                    plain.map(|publish| (publish.topic.into_owned(), publish.data.to_owned()));
+                let general = generally(&text);
+                assert!(plain.is_none() || plain == general, "{text}: {plain:?} {general:?}");
+            }
+        }
+    }
+    assert!(plain_publish("{\"type\":\"publish\",\"topic\":\"a\",\"data\":[1]}").is_some());
+}
