@@ -363,7 +363,9 @@ fn start_writers(
             clock: clock.clone(),
             metrics: Arc::clone(metrics),
         };
-        spawn(group, format!("writer-{index}"), move || Writer::new(parts).run())?;
+        let writer =
+            Writer::new(parts).map_err(|source| StartError::Bell { writer: index, source })?;
+        spawn(group, format!("writer-{index}"), move || writer.run())?;
         handles.push(WriterHandle { inlet, waker });
     }
     Ok(handles.into())

@@ -301,8 +301,12 @@ impl Session {
             let follower = Follower { writer, connection, subscription };
             self.line.shared.registry.unfollow_pattern(pattern, follower);
         }
+        let topic = match filter {
+            Filter::Topic(name) => self.line.shared.registry.find(name.as_str()),
+            Filter::Pattern(_) => None,
+        };
         let filter = filter.clone();
-        let unfollow = Unfollow { connection, request, filter, subscription, quiet };
+        let unfollow = Unfollow { connection, request, filter, topic, subscription, quiet };
         self.line.command(Command::Unfollow(Box::new(unfollow)));
     }
 

@@ -21,9 +21,18 @@ pub struct Attachment {
     pub first: u64,
     pub tail: u64,
     pub recovery: Option<Recovery>,
-    /// The connection already followed this topic: moved for an exact subscription, kept for a
-    /// pattern.
-    pub existing: bool,
+    pub cursor: Cursor,
+}
+
+/// What became of the connection's one cursor into the topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cursor {
+    /// It is new.
+    New,
+    /// The connection had one, which was moved to where the subscription asked for.
+    Moved,
+    /// The connection had one, which stays where it is.
+    Kept,
 }
 
 /// What a publisher learns about its event.
@@ -128,8 +137,8 @@ pub fn subscribed(out: &mut Vec<u8>, id: Option<u64>, topic: &str, at: &Attachme
             first: at.first,
             tail: at.tail,
             recovery: at.recovery.map(Into::into),
-            replaced: at.existing,
-            shared: false,
+            replaced: at.cursor == Cursor::Moved,
+            shared: at.cursor == Cursor::Kept,
         },
     );
 }
@@ -148,8 +157,8 @@ pub fn attached(out: &mut Vec<u8>, topic: &str, pattern: &str, at: &Attachment) 
             first: at.first,
             tail: at.tail,
             recovery: at.recovery.map(Into::into),
-            replaced: false,
-            shared: at.existing,
+            replaced: at.cursor == Cursor::Moved,
+            shared: at.cursor == Cursor::Kept,
         },
     );
 }

@@ -11,12 +11,11 @@ use super::{
 use crate::{
     base::{limits::TURN_BYTES, lock},
     metrics::labels::Closed,
-    name::Filter,
     server::connection::{Bye, Connection},
     topic::{Copied, Start, Topic},
     wire::{
         codes::{CloseCode, Code, GapReason},
-        reply::{self, Attachment},
+        reply::{self, Attachment, Cursor},
         request::{Refusal, SlowPolicy},
     },
 };
@@ -45,19 +44,28 @@ impl Writer {
     /// Forgets a peer. The last reference to its connection closes the socket.
     pub(super) fn remove(&mut self, index: usize) {
         self.drop_follows(index);
+        self.unstall(index);
         let peer = self.peers.remove(index);
         self.by_connection.remove(&peer.connection.id);
-        if peer.is_stalled() {
-            self.stalled.retain(|stalled| *stalled != index);
-            self.metrics.stalled.sub(1);
+        // No index may wait in a queue when its slot gets another tenant.
+        if peer.lagging {
+            self.lagging.retain(|lagging| *lagging != index);
+        }
+        if peer.touched {
+            self.touched.retain(|touched| *touched != index);
         }
     }
 
     pub(super) fn drop_follows(&mut self, index: usize) {
         let peer = &mut self.peers[index];
         peer.behind.clear();
-        peer.patterns.clear();
         peer.parts.clear();
+        let now_ms = self.clock.unix_ms();
+        for (_, pattern) in peer.patterns.drain() {
+            for follow in pattern.held.unwrap_or_default() {
+                follow.topic.unfollow(self.index, now_ms);
+            }
+        }
         for (feed, following) in std::mem::take(&mut peer.follows) {
             self.leave(index, feed, &following);
         }
@@ -66,16 +74,33 @@ impl Writer {
     /// Takes a peer out of a feed, and the feed out of the writer if it was the last.
     fn leave(&mut self, index: usize, feed_index: usize, following: &Following) {
         let now_ms = self.clock.unix_ms();
-        let feed = &mut self.feeds[feed_index];
         if following.cursor.is_none() {
-            feed.leave_group(index);
+            self.leave_group(index, feed_index, following.slot);
         }
+        let feed = &mut self.feeds[feed_index];
         feed.followers -= 1;
         feed.topic.unfollow(self.index, now_ms);
         self.metrics.cursors.sub(1);
         if feed.followers == 0 {
             let feed = self.feeds.remove(feed_index);
             self.by_topic.remove(&address(&feed.topic));
+            if feed.queued {
+                self.ready.retain(|ready| *ready != feed_index);
+            }
+        }
+    }
+
+    /// Takes a peer out of the place `slot` of a feed's group.
+    pub(super) fn leave_group(&mut self, index: usize, feed_index: usize, slot: usize) {
+        let group = &mut self.feeds[feed_index].group;
+        if group.get(slot) != Some(&index) {
+            return;
+        }
+        group.swap_remove(slot);
+        if let Some(&moved) = group.get(slot)
+            && let Some(following) = self.peers[moved].follows.get_mut(&feed_index)
+        {
+            following.slot = slot;
         }
     }
 
@@ -86,9 +111,9 @@ impl Writer {
         };
         if let By::Pattern { subscription } = follow.by {
             match self.peers[index].patterns.get_mut(&subscription) {
-                None => return follow.topic.unfollow(self.index, self.clock.unix_ms()),
                 Some(PatternState { held: Some(held), .. }) => return held.push(follow),
-                Some(_) => {}
+                Some(PatternState { full: false, .. }) => {}
+                _ => return follow.topic.unfollow(self.index, self.clock.unix_ms()),
             }
         }
         self.place(index, &follow);
@@ -102,52 +127,57 @@ impl Writer {
         if self.peers[index].finishing {
             return topic.unfollow(self.index, self.clock.unix_ms());
         }
-        let full = self.settings.max_cursors <= self.peers[index].follows.len();
-        // A subscription by name was counted by the reader; a pattern counts once, however many
-        // topics it brings.
-        if full && existing.is_none() && matches!(by, By::Pattern { .. }) {
+        if let (By::Pattern { subscription }, None) = (*by, existing)
+            && self.settings.max_cursors <= self.peers[index].follows.len()
+        {
             topic.unfollow(self.index, self.clock.unix_ms());
-            return self.refuse_cursor(index, topic);
+            return self.refuse_cursor(index, topic, subscription);
         }
-        if existing.is_some() {
-            // The topic counts followers, not reasons to follow.
-            topic.unfollow(self.index, self.clock.unix_ms());
-        }
-        match (*by, existing) {
-            (By::Pattern { subscription }, Some(feed)) => {
-                let at = self.feeds[feed].at;
-                let following = self.peers[index].follows.get_mut(&feed);
-                let following = following.expect("existing means that it follows");
-                following.by_pattern.push(subscription);
-                let start = Start { seq: following.cursor.unwrap_or(at), recovery: None };
-                self.announce(index, topic, &start, *by, true);
+        let Some(feed) = existing else {
+            self.announce(index, topic, start, *by, Cursor::New);
+            let feed = self.feed(topic, start.seq);
+            self.feeds[feed].followers += 1;
+            self.metrics.cursors.add(1);
+            let following = Following { replaying: true, ..Following::default() };
+            return self.stand(index, feed, start.seq, following, *by);
+        };
+        // The topic counts followers, not reasons to follow.
+        topic.unfollow(self.index, self.clock.unix_ms());
+        let at = self.feeds[feed].at;
+        let following = self.peers[index].follows.get(&feed);
+        let seq = following.and_then(|following| following.cursor).unwrap_or(at);
+        let is_pattern = matches!(by, By::Pattern { .. });
+        let has_pattern = following.is_some_and(|following| !following.by_pattern.is_empty());
+        // A pattern takes what is there; and what a pattern still has to get, no other subscription
+        // may skip.
+        if is_pattern || (has_pattern && seq < start.seq) {
+            let kept = Start { seq, recovery: if is_pattern { None } else { start.recovery } };
+            self.announce(index, topic, &kept, *by, Cursor::Kept);
+            let peer = &mut self.peers[index];
+            if let Some(mut following) = peer.follows.remove(&feed) {
+                peer.note(&mut following, feed, *by);
+                peer.follows.insert(feed, following);
             }
-            (By::Name { slow, .. }, Some(feed)) => {
-                self.announce(index, topic, start, *by, true);
-                let mut following = self.take_following(index, feed);
-                following.by_name = Some(slow);
-                self.stand(index, feed, start.seq, following);
-            }
-            (_, None) => {
-                self.announce(index, topic, start, *by, false);
-                let feed = self.feed(topic, start.seq);
-                self.feeds[feed].followers += 1;
-                self.metrics.cursors.add(1);
-                let mut following = Following { replaying: true, ..Following::default() };
-                match *by {
-                    By::Name { slow, .. } => following.by_name = Some(slow),
-                    By::Pattern { subscription } => following.by_pattern.push(subscription),
-                }
-                self.stand(index, feed, start.seq, following);
-            }
+        } else {
+            self.announce(index, topic, start, *by, Cursor::Moved);
+            let following = self.take_following(index, feed);
+            self.stand(index, feed, start.seq, following, *by);
         }
     }
 
-    fn refuse_cursor(&mut self, index: usize, topic: &Arc<Topic>) {
+    /// Says that a pattern brings more topics than one connection may follow. Said once: no further
+    /// topic comes through that subscription.
+    fn refuse_cursor(&mut self, index: usize, topic: &Arc<Topic>, subscription: u64) {
         let max = self.settings.max_cursors;
+        let Some(state) = self.peers[index].patterns.get_mut(&subscription) else { return };
+        if std::mem::replace(&mut state.full, true) {
+            return;
+        }
         let message = format!(
-            "this connection already follows {max} topics, which is its limit; {} is not delivered",
-            topic.name()
+            "this connection already follows {max} topics, which is its limit for patterns; {} and \
+             every further topic of {} is not delivered",
+            topic.name(),
+            state.pattern
         );
         let refusal = Refusal::new(Code::LimitExceeded, message);
         self.metrics.requests_refused.add(Code::LimitExceeded, 1);
@@ -163,7 +193,7 @@ impl Writer {
         if following.cursor.take().is_some() {
             peer.behind.retain(|behind| *behind != feed);
         } else {
-            self.feeds[feed].leave_group(index);
+            self.leave_group(index, feed, following.slot);
         }
         following.replaying = true;
         following
@@ -171,7 +201,14 @@ impl Writer {
 
     /// Stands a cursor at `seq`: with the feed's group if that is where the group is, else behind.
     /// Only who has reached the tail makes a new group, so that no cursor is ever ahead of one.
-    fn stand(&mut self, index: usize, feed_index: usize, seq: u64, mut following: Following) {
+    fn stand(
+        &mut self,
+        index: usize,
+        feed_index: usize,
+        seq: u64,
+        mut following: Following,
+        by: By,
+    ) {
         // The position may have been looked up after the group last moved.
         while self.feeds[feed_index].at < seq && !self.feeds[feed_index].group.is_empty() {
             self.arena.clear();
@@ -179,33 +216,36 @@ impl Writer {
             self.send_touched();
             self.arena.clear();
         }
+        following.cursor = Some(seq);
+        if self.peers[index].finishing {
+            // One of these sends found its socket broken.
+            return self.leave(index, feed_index, &following);
+        }
+        self.peers[index].note(&mut following, feed_index, by);
         let feed = &mut self.feeds[feed_index];
         let at_tail = feed.group.is_empty() && feed.topic.look(|log| log.tail()) == seq;
         if at_tail {
             feed.at = seq;
         }
-        if at_tail || (feed.at == seq && !feed.group.is_empty()) {
-            following.replaying = false;
-            feed.group.push(index);
-            self.peers[index].follows.insert(feed_index, following);
-            self.queue(feed_index);
+        let with_group = at_tail || (feed.at == seq && !feed.group.is_empty());
+        let peer = &mut self.peers[index];
+        peer.follows.insert(feed_index, following);
+        peer.behind.push_back(feed_index);
+        if with_group {
+            self.join_group(index, feed_index, seq);
         } else {
-            following.cursor = Some(seq);
-            let peer = &mut self.peers[index];
-            peer.follows.insert(feed_index, following);
-            peer.behind.push(feed_index);
             self.queue_lagging(index);
         }
     }
 
-    fn announce(&mut self, index: usize, topic: &Topic, start: &Start, by: By, existing: bool) {
+    fn announce(&mut self, index: usize, topic: &Topic, start: &Start, by: By, cursor: Cursor) {
         let attachment = topic.look(|log| Attachment {
             epoch: log.epoch(),
             seq: start.seq,
             first: log.first(),
             tail: log.tail(),
             recovery: start.recovery,
-            existing,
+            cursor,
         });
         let name = topic.name().as_str();
         let pattern = match by {
@@ -232,7 +272,8 @@ impl Writer {
     pub(super) fn open_pattern(&mut self, open: OpenPattern) {
         let OpenPattern { connection, subscription, pattern, slow } = open;
         if let Some(&index) = self.by_connection.get(&connection) {
-            let state = PatternState { pattern, slow, held: Some(Vec::new()) };
+            let held = Some(Vec::new());
+            let state = PatternState { pattern, slow, held, feeds: Vec::new(), full: false };
             self.peers[index].patterns.insert(subscription, state);
         }
     }
@@ -246,55 +287,55 @@ impl Writer {
         self.control(index, |out| {
             reply::subscribed_pattern(out, request, pattern.as_str(), attached, replaced);
         });
-        held.iter().for_each(|follow| self.place(index, follow));
+        for follow in held {
+            self.follow(follow);
+        }
     }
 
     pub(super) fn unfollow(&mut self, unfollow: &Unfollow) {
-        let Unfollow { connection, request, filter, subscription, quiet } = unfollow;
-        self.end_subscription(*connection, filter, *subscription);
+        let Unfollow { connection, request, filter, topic, subscription, quiet } = unfollow;
+        let Some(&index) = self.by_connection.get(connection) else { return };
+        match topic {
+            Some(topic) => self.end_name(index, topic),
+            None => self.end_pattern(index, *subscription),
+        }
         if !quiet {
-            self.say(*connection, |out| reply::unsubscribed(out, *request, filter.as_str()));
+            self.control(index, |out| reply::unsubscribed(out, *request, filter.as_str()));
         }
     }
 
-    fn end_subscription(&mut self, connection: u64, filter: &Filter, subscription: u64) {
-        let Some(&index) = self.by_connection.get(&connection) else { return };
-        let peer = &mut self.peers[index];
-        let mut left = Vec::new();
-        match filter {
-            Filter::Topic(name) => {
-                for (feed, following) in &mut peer.follows {
-                    if self.feeds[*feed].topic.name() == name {
-                        following.by_name = None;
-                        left.push(*feed);
-                    }
-                }
-            }
-            Filter::Pattern(_) => {
-                let open = peer.patterns.remove(&subscription);
-                let held = open.and_then(|open| open.held).unwrap_or_default();
-                for follow in held {
-                    follow.topic.unfollow(self.index, self.clock.unix_ms());
-                }
-                for (feed, following) in &mut peer.follows {
-                    let before = following.by_pattern.len();
-                    following.by_pattern.retain(|by| *by != subscription);
-                    if following.by_pattern.len() < before {
-                        left.push(*feed);
-                    }
-                }
+    fn end_name(&mut self, index: usize, topic: &Arc<Topic>) {
+        let Some(&feed) = self.by_topic.get(&address(topic)) else { return };
+        if let Some(following) = self.peers[index].follows.get_mut(&feed) {
+            following.by_name = None;
+            self.leave_if_unwanted(index, feed);
+        }
+    }
+
+    fn end_pattern(&mut self, index: usize, subscription: u64) {
+        let Some(state) = self.peers[index].patterns.remove(&subscription) else { return };
+        for follow in state.held.unwrap_or_default() {
+            follow.topic.unfollow(self.index, self.clock.unix_ms());
+        }
+        for feed in state.feeds {
+            if let Some(following) = self.peers[index].follows.get_mut(&feed) {
+                following.by_pattern.retain(|by| *by != subscription);
+                self.leave_if_unwanted(index, feed);
             }
         }
-        for feed in left {
-            let follows = &mut self.peers[index].follows;
-            let unwanted = follows.get(&feed).is_some_and(|following| {
-                following.by_name.is_none() && following.by_pattern.is_empty()
-            });
-            if unwanted && let Some(following) = follows.remove(&feed) {
-                let peer = &mut self.peers[index];
+    }
+
+    /// Takes a peer out of a feed that none of its subscriptions asks for any more.
+    fn leave_if_unwanted(&mut self, index: usize, feed: usize) {
+        let peer = &mut self.peers[index];
+        let unwanted = peer.follows.get(&feed).is_some_and(|following| {
+            following.by_name.is_none() && following.by_pattern.is_empty()
+        });
+        if unwanted && let Some(following) = peer.follows.remove(&feed) {
+            if following.cursor.is_some() {
                 peer.behind.retain(|behind| *behind != feed);
-                self.leave(index, feed, &following);
             }
+            self.leave(index, feed, &following);
         }
     }
 
@@ -324,16 +365,15 @@ impl Writer {
 
     /// Gives the followers at the tail of each topic that has news one batch of it.
     pub(super) fn deliver_news(&mut self) {
+        // Those who are behind get at least half of a turn.
+        let bytes_max = if self.lagging.is_empty() { ARENA_BYTES } else { ARENA_BYTES / 2 };
         for _ in 0..self.ready.len() {
-            if ARENA_BYTES <= self.arena.len() {
+            if bytes_max <= self.arena.len() {
                 return;
             }
             let Some(feed_index) = self.ready.pop_front() else { return };
-            // It may have gone since it was queued, and its place been taken by another.
-            let Some(feed) = self.feeds.get_mut(feed_index) else { continue };
-            if !std::mem::take(&mut feed.queued) {
-                continue;
-            }
+            let feed = &mut self.feeds[feed_index];
+            feed.queued = false;
             feed.topic.woken(self.index);
             if self.move_group(feed_index, u64::MAX) {
                 self.queue(feed_index);
@@ -379,21 +419,22 @@ impl Writer {
 
     /// Adds `part` to everybody in the feed's group who can take it; the others fall behind.
     fn hand_out(&mut self, feed_index: usize, from: u64, part: &Part) {
-        let mut group = std::mem::take(&mut self.feeds[feed_index].group);
-        group.retain(|&index| {
+        let mut slot = 0;
+        while let Some(&index) = self.feeds[feed_index].group.get(slot) {
             let peer = &mut self.peers[index];
             if peer.is_stalled() {
+                // Its place is taken by the last of the group, whose turn it is then.
+                self.leave_group(index, feed_index, slot);
                 self.fall_behind(index, feed_index, from);
-                return false;
+                continue;
             }
             peer.parts.push(part.clone());
             if !peer.touched {
                 peer.touched = true;
                 self.touched.push(index);
             }
-            true
-        });
-        self.feeds[feed_index].group = group;
+            slot += 1;
+        }
     }
 
     /// Gives a peer that was in the group a cursor of its own. The caller takes it out of the
@@ -402,7 +443,7 @@ impl Writer {
         let peer = &mut self.peers[index];
         if let Some(following) = peer.follows.get_mut(&feed_index) {
             if following.cursor.is_none() {
-                peer.behind.push(feed_index);
+                peer.behind.push_back(feed_index);
             }
             following.cursor = Some(cursor);
         }
@@ -415,19 +456,21 @@ impl Writer {
                 return;
             }
             let Some(index) = self.lagging.pop_front() else { return };
-            let Some(peer) = self.peers.get_mut(index) else { continue };
-            if !std::mem::take(&mut peer.lagging) || peer.is_stalled() || peer.finishing {
+            let peer = &mut self.peers[index];
+            peer.lagging = false;
+            if peer.is_stalled() || peer.finishing {
                 continue;
             }
             let budget = self.arena.len() + TURN_BYTES;
-            for feed_index in peer.behind.clone() {
-                if budget <= self.arena.len() {
+            for _ in 0..peer.behind.len().min(TOPICS_PER_TURN) {
+                let peer = &mut self.peers[index];
+                if budget <= self.arena.len() || peer.finishing {
                     break;
                 }
+                // Whoever was served goes to the end.
+                let Some(feed_index) = peer.behind.pop_front() else { break };
+                peer.behind.push_back(feed_index);
                 self.catch_up(index, feed_index);
-                if self.peers[index].finishing {
-                    break;
-                }
             }
             self.queue_lagging(index);
         }
@@ -468,10 +511,16 @@ impl Writer {
     fn join_group(&mut self, index: usize, feed_index: usize, at: u64) {
         let feed = &mut self.feeds[feed_index];
         let peer = &mut self.peers[index];
-        peer.behind.retain(|behind| *behind != feed_index);
+        // It was looked at just now, and so is the last.
+        if peer.behind.back() == Some(&feed_index) {
+            peer.behind.pop_back();
+        } else {
+            peer.behind.retain(|behind| *behind != feed_index);
+        }
         if let Some(following) = peer.follows.get_mut(&feed_index) {
             following.cursor = None;
             following.replaying = false;
+            following.slot = feed.group.len();
         }
         if feed.group.is_empty() {
             feed.at = at;
@@ -486,7 +535,8 @@ impl Writer {
         let topic = Arc::clone(&self.feeds[feed_index].topic);
         let peer = &self.peers[index];
         let policy = peer.follows.get(&feed_index).map(|following| peer.slow_policy(following));
-        if policy == Some(SlowPolicy::Disconnect) {
+        // Who has been told goodbye already, and is being given what is left, gets a gap.
+        if policy == Some(SlowPolicy::Disconnect) && peer.goodbye.is_none() {
             let bye = Bye {
                 reason: "slow_consumer",
                 text: "the log has passed a subscription that asked to be disconnected then",
@@ -508,6 +558,9 @@ impl Writer {
         self.touch(index);
     }
 }
+
+/// Topics of one peer that is behind in them, served in one turn.
+const TOPICS_PER_TURN: usize = 64;
 
 /// What a topic is found by: it lives as long as its feed does.
 fn address(topic: &Arc<Topic>) -> usize {

@@ -24,10 +24,4 @@ impl Feed {
     pub(super) fn new(topic: Arc<Topic>, at: u64) -> Self {
         Self { topic, at, group: Vec::new(), followers: 0, queued: false }
     }
-
-    pub(super) fn leave_group(&mut self, peer: usize) {
-        if let Some(index) = self.group.iter().position(|member| *member == peer) {
-            self.group.swap_remove(index);
-        }
-    }
 }

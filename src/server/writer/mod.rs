@@ -19,6 +19,7 @@
 //! What an event looks like on the wire (`wire`), who may subscribe (`websocket`), heartbeats
 //! (`keeper`).
 
+mod crowd;
 mod deliver;
 mod feed;
 mod peer;
@@ -27,6 +28,7 @@ mod waker;
 
 use std::{
     collections::{HashMap, VecDeque},
+    io,
     sync::Arc,
     time::Instant,
 };
@@ -34,7 +36,7 @@ use std::{
 use slab::Slab;
 
 pub(crate) use self::waker::Waker;
-use self::{feed::Feed, peer::Peer};
+use self::{crowd::Crowd, feed::Feed, peer::Peer};
 use crate::{
     base::{
         clock::Clock,
@@ -121,6 +123,8 @@ pub(crate) struct Unfollow {
     pub(crate) connection: u64,
     pub(crate) request: Option<u64>,
     pub(crate) filter: Filter,
+    /// The topic, if it is not a pattern.
+    pub(crate) topic: Option<Arc<Topic>>,
     pub(crate) subscription: u64,
     /// Nobody waits for an answer.
     pub(crate) quiet: bool,
@@ -167,6 +171,10 @@ pub(crate) struct Writer {
     touched: Vec<usize>,
     /// Peers whose socket is full.
     stalled: Vec<usize>,
+    /// Their sockets, and the bell.
+    crowd: Crowd,
+    /// When to look for those that have been full for too long.
+    look_at: Option<Instant>,
     /// What this turn copied out of logs; peers' parts are ranges of it.
     arena: Vec<u8>,
     /// Where several parts for one peer are joined.
@@ -189,9 +197,13 @@ pub(crate) struct WriterParts {
 const ARENA_BYTES: usize = 4 * TURN_BYTES;
 
 impl Writer {
-    pub(crate) fn new(parts: WriterParts) -> Self {
+    /// # Errors
+    ///
+    /// The operating system has no descriptor left.
+    pub(crate) fn new(parts: WriterParts) -> io::Result<Self> {
+        let crowd = Crowd::new(parts.waker.bell())?;
         let WriterParts { index, inbox, waker, keeper, settings, clock, metrics } = parts;
-        Self {
+        Ok(Self {
             index,
             inbox,
             waker,
@@ -207,10 +219,12 @@ impl Writer {
             lagging: VecDeque::new(),
             touched: Vec::new(),
             stalled: Vec::new(),
+            crowd,
+            look_at: None,
             arena: Vec::new(),
             joined: Vec::new(),
             stopping: false,
-        }
+        })
     }
 
     /// Serves until told to stop, or until nobody is left who could tell it anything.
@@ -247,9 +261,11 @@ impl Writer {
         self.deliver_news();
         self.deliver_backlogs();
         self.send_touched();
-        if ARENA_BYTES < self.arena.capacity() {
-            // One huge event needs no memorial.
-            self.arena = Vec::new();
+        // One huge event needs no memorial.
+        for buffer in [&mut self.arena, &mut self.joined] {
+            if 2 * ARENA_BYTES < buffer.capacity() {
+                *buffer = Vec::new();
+            }
         }
     }
 
@@ -272,3 +288,6 @@ impl Writer {
         self.clock.now()
     }
 }
+
+#[cfg(test)]
+mod tests;

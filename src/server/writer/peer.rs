@@ -1,10 +1,18 @@
 //! A connection as its writer sees it: cursors, and what did not fit into the socket.
 
-use std::{collections::HashMap, ops::Range, sync::Arc, time::Instant};
+use std::{
+    collections::{HashMap, VecDeque},
+    ops::Range,
+    sync::Arc,
+    time::Instant,
+};
 
 use crate::{
     name::Pattern,
-    server::{connection::Connection, writer::Follow},
+    server::{
+        connection::Connection,
+        writer::{By, Follow},
+    },
     wire::request::SlowPolicy,
 };
 
@@ -12,7 +20,7 @@ use crate::{
 ///
 /// Invariants:
 ///
-/// 1. `unsent` is empty or `stalled_since` is set; only then is the peer in the writer's `stalled`.
+/// 1. `unsent` is empty or `stalled` is set; only then is the peer in the writer's `stalled`.
 /// 2. A feed is in `behind` if and only if its follow has a cursor of its own.
 pub(super) struct Peer {
     pub(super) connection: Arc<Connection>,
@@ -27,10 +35,10 @@ pub(super) struct Peer {
     /// Topics followed, by feed.
     pub(super) follows: HashMap<usize, Following>,
     /// Feeds in which this peer is behind.
-    pub(super) behind: Vec<usize>,
+    pub(super) behind: VecDeque<usize>,
     pub(super) patterns: HashMap<u64, PatternState>,
-    /// When the socket first took nothing, or last took something.
-    pub(super) stalled_since: Option<Instant>,
+    /// Set while the socket is full.
+    pub(super) stalled: Option<Stall>,
     /// In the writer's `touched`.
     pub(super) touched: bool,
     /// In the writer's `lagging`.
@@ -45,6 +53,15 @@ pub(super) struct Peer {
     pub(super) finished: bool,
     /// The reader has ended.
     pub(super) detached: bool,
+}
+
+/// A socket that is full.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stall {
+    /// When the socket first took nothing, or last took something.
+    pub(super) since: Instant,
+    /// Where the peer is in the writer's `stalled`.
+    pub(super) slot: usize,
 }
 
 /// Events on their way to one peer.
@@ -69,6 +86,8 @@ pub(super) enum PartKind {
 pub(super) struct Following {
     /// Where the peer is, if not with the feed's group.
     pub(super) cursor: Option<u64>,
+    /// Where the peer is in the feed's group, if it is there.
+    pub(super) slot: usize,
     /// The subscription to the topic by its name.
     pub(super) by_name: Option<SlowPolicy>,
     /// Subscriptions to patterns that match it.
@@ -83,6 +102,10 @@ pub(super) struct PatternState {
     pub(super) slow: SlowPolicy,
     /// Topics that came before the subscription was confirmed; `None` once it was.
     pub(super) held: Option<Vec<Follow>>,
+    /// Feeds that it brought.
+    pub(super) feeds: Vec<usize>,
+    /// A topic was refused for the limit of cursors; no further one comes.
+    pub(super) full: bool,
 }
 
 impl Peer {
@@ -94,9 +117,9 @@ impl Peer {
             control: Vec::new(),
             parts: Vec::new(),
             follows: HashMap::new(),
-            behind: Vec::new(),
+            behind: VecDeque::new(),
             patterns: HashMap::new(),
-            stalled_since: None,
+            stalled: None,
             touched: false,
             lagging: false,
             outbox_waits: false,
@@ -108,7 +131,20 @@ impl Peer {
     }
 
     pub(super) fn is_stalled(&self) -> bool {
-        self.stalled_since.is_some()
+        self.stalled.is_some()
+    }
+
+    /// Notes why the peer follows `feed`.
+    pub(super) fn note(&mut self, following: &mut Following, feed: usize, by: By) {
+        match by {
+            By::Name { slow, .. } => following.by_name = Some(slow),
+            By::Pattern { subscription } => {
+                following.by_pattern.push(subscription);
+                if let Some(state) = self.patterns.get_mut(&subscription) {
+                    state.feeds.push(feed);
+                }
+            }
+        }
     }
 
     /// What happens to `following` when its log has passed its cursor.

@@ -2,12 +2,12 @@
 
 use std::{io, net::Shutdown, sync::Arc, time::Duration};
 
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    net::{SendFlags, send},
-};
+use rustix::net::{SendFlags, send};
 
-use super::{Peer, Writer, peer::PartKind};
+use super::{
+    Peer, Writer,
+    peer::{PartKind, Stall},
+};
 use crate::{
     base::{lock, sync::atomic::Ordering},
     metrics::labels::{Closed, Transport},
@@ -31,13 +31,6 @@ impl Writer {
         if !peer.finishing {
             write(&mut peer.control);
             self.touch(index);
-        }
-    }
-
-    /// As [`Writer::control`], for a connection that may have gone.
-    pub(super) fn say(&mut self, connection: u64, write: impl FnOnce(&mut Vec<u8>)) {
-        if let Some(&index) = self.by_connection.get(&connection) {
-            self.control(index, write);
         }
     }
 
@@ -185,13 +178,13 @@ impl Writer {
     /// The socket took `sent` bytes of this turn. What must not be lost is kept: replies, notices
     /// and the frame that was cut. Events behind it are not: their cursor goes back.
     fn keep_unsent(&mut self, index: usize, sent: usize) {
-        let now = self.now();
         let peer = &mut self.peers[index];
         let control = std::mem::take(&mut peer.control);
         peer.unsent.extend_from_slice(control.get(sent..).unwrap_or_default());
         let mut before = control.len();
         let mut delivered = 0;
-        let mut back = Vec::new();
+        let mut back: Vec<(usize, u64)> = Vec::new();
+        let mut untouched = Vec::new();
         for part in std::mem::take(&mut peer.parts) {
             let bytes = &self.arena[part.range.clone()];
             let taken = sent.saturating_sub(before).min(bytes.len());
@@ -199,23 +192,62 @@ impl Writer {
             match part.kind {
                 PartKind::Notice => peer.unsent.extend_from_slice(&bytes[taken..]),
                 PartKind::Events { from, to, .. } if taken == bytes.len() => delivered += to - from,
+                // The cursor goes back once, to the first event that was not sent.
+                PartKind::Events { feed, .. } if back.iter().any(|(gone, _)| *gone == feed) => {}
                 PartKind::Events { feed, from, .. } => {
                     let (frames, end) = whole_frames(bytes, taken);
                     peer.unsent.extend_from_slice(&bytes[taken..end]);
                     delivered += frames;
                     back.push((feed, from + frames));
+                    if taken == 0 {
+                        untouched.push(feed);
+                    }
                 }
             }
         }
         self.metrics.delivered.add(Transport::WebSocket, delivered);
-        peer.stalled_since = Some(now);
         peer.connection.outbox.hold(peer.unsent.len());
-        self.stalled.push(index);
-        self.metrics.stalled.add(1);
+        self.stall(index);
         for (feed, cursor) in back {
-            self.feeds[feed].leave_group(index);
+            let following = self.peers[index].follows.get(&feed);
+            if let Some(following) = following.filter(|following| following.cursor.is_none()) {
+                let slot = following.slot;
+                self.leave_group(index, feed, slot);
+            }
             self.fall_behind(index, feed, cursor);
         }
+        // Those that got nothing come first next time, so that one busy topic cannot keep the
+        // others of its peer waiting for ever.
+        let behind = &mut self.peers[index].behind;
+        behind.retain(|feed| !untouched.contains(feed));
+        untouched.into_iter().rev().for_each(|feed| behind.push_front(feed));
+    }
+
+    /// Notes that a socket is full.
+    fn stall(&mut self, index: usize) {
+        let now = self.now();
+        let peer = &mut self.peers[index];
+        peer.stalled = Some(Stall { since: now, slot: self.stalled.len() });
+        self.stalled.push(index);
+        self.metrics.stalled.add(1);
+        let limit = now + self.settings.write_stall;
+        self.look_at = Some(self.look_at.map_or(limit, |at| at.min(limit)));
+        // Where it cannot be watched, the limit above still ends it.
+        drop(self.crowd.watch(&peer.connection.socket, index));
+    }
+
+    /// Notes that a socket is not full any more, or gone.
+    pub(super) fn unstall(&mut self, index: usize) {
+        let peer = &mut self.peers[index];
+        let Some(Stall { slot, .. }) = peer.stalled.take() else { return };
+        self.crowd.forget(&peer.connection.socket);
+        self.stalled.swap_remove(slot);
+        if let Some(&moved) = self.stalled.get(slot)
+            && let Some(stall) = &mut self.peers[moved].stalled
+        {
+            stall.slot = slot;
+        }
+        self.metrics.stalled.sub(1);
     }
 
     /// Sends stalled peers more where their socket has room again, and gives up on those that have
@@ -223,52 +255,43 @@ impl Writer {
     pub(super) fn look_after_stalled(&mut self, busy: bool) {
         lock::assert_none_held();
         let now = self.now();
-        let limit = self.settings.write_stall;
-        let first = self.stalled.iter().filter_map(|index| self.peers[*index].stalled_since).min();
         let timeout = if busy {
             Duration::ZERO
         } else {
             self.waker.listen();
-            let left = first.map_or(limit, |since| (since + limit).saturating_duration_since(now));
+            let left = self.look_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
             if self.inbox.is_empty() { left } else { Duration::ZERO }
         };
-        let ready = self.poll_stalled(timeout);
+        let ready = self.crowd.wait(timeout);
         if !busy {
             self.waker.hush();
         }
         for index in ready {
-            self.resume(index);
+            // It may have been unstalled, or removed, by what an earlier one brought about.
+            if self.peers.get(index).is_some_and(Peer::is_stalled) {
+                self.resume(index);
+            }
         }
+        self.give_up_on_late();
+    }
+
+    /// Cuts off the stalled peers that have taken nothing for the limit, and computes when to look
+    /// again.
+    fn give_up_on_late(&mut self) {
         let now = self.now();
-        let too_late = |since| limit <= now.saturating_duration_since(since);
-        let gone: Vec<usize> = self
-            .stalled
-            .iter()
-            .copied()
-            .filter(|index| self.peers[*index].stalled_since.is_some_and(too_late))
-            .collect();
-        for index in gone {
+        if self.look_at.is_none_or(|at| now < at) {
+            return;
+        }
+        let limit = self.settings.write_stall;
+        let since = |index: &usize| self.peers[*index].stalled.map_or(now, |stall| stall.since);
+        let is_late = |index: &usize| limit <= now.saturating_duration_since(since(index));
+        let late: Vec<usize> = self.stalled.iter().copied().filter(is_late).collect();
+        self.look_at = self.stalled.iter().filter(|index| !is_late(index)).map(since).min();
+        self.look_at = self.look_at.map(|since| (since + limit).max(now + LOOK_AGAIN));
+        for index in late {
             self.peers[index].connection.cut(Closed::Stalled);
             self.lost(index);
         }
-    }
-
-    fn poll_stalled(&self, timeout: Duration) -> Vec<usize> {
-        let bell = self.waker.bell();
-        let mut fds = Vec::with_capacity(self.stalled.len() + 1);
-        fds.push(PollFd::from_borrowed_fd(bell, PollFlags::IN));
-        for index in &self.stalled {
-            fds.push(PollFd::new(&self.peers[*index].connection.socket, PollFlags::OUT));
-        }
-        // Rounded up, so that a deadline has passed when the wait for it ends.
-        let timeout = Timespec::try_from(timeout + Duration::from_millis(1)).ok();
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) => {}
-            // Interrupted, or out of memory: look again in the next turn.
-            Err(_) => return Vec::new(),
-        }
-        let sockets = fds.iter().skip(1).zip(&self.stalled);
-        sockets.filter(|(fd, _)| !fd.revents().is_empty()).map(|(_, index)| *index).collect()
     }
 
     /// A stalled socket has room, or an error.
@@ -283,20 +306,21 @@ impl Writer {
                 self.metrics.sends.add(1);
                 self.metrics.sent_bytes.add(sent as u64);
                 peer.unsent_from += sent;
-                if 0 < sent {
-                    peer.stalled_since = Some(now);
+                if let Some(stall) = &mut peer.stalled
+                    && 0 < sent
+                {
+                    stall.since = now;
                 }
                 if peer.unsent_from < peer.unsent.len() {
+                    drop(self.crowd.watch_on(&peer.connection.socket, index));
                     return;
                 }
             }
         }
         peer.unsent = Vec::new();
         peer.unsent_from = 0;
-        peer.stalled_since = None;
         peer.connection.outbox.hold(0);
-        self.stalled.retain(|stalled| *stalled != index);
-        self.metrics.stalled.sub(1);
+        self.unstall(index);
         if self.peers[index].outbox_waits {
             self.take_outbox(index);
         }
@@ -336,10 +360,7 @@ impl Writer {
         peer.control = Vec::new();
         peer.unsent = Vec::new();
         peer.unsent_from = 0;
-        if peer.stalled_since.take().is_some() {
-            self.stalled.retain(|stalled| *stalled != index);
-            self.metrics.stalled.sub(1);
-        }
+        self.unstall(index);
         self.drop_follows(index);
         if self.peers[index].detached {
             self.remove(index);
@@ -347,6 +368,9 @@ impl Writer {
         // Else the reader, woken by the cut, ends and says so.
     }
 }
+
+/// The least time between two looks at who has been stalled for too long.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Sends without waiting. 0 where the socket has no room.
 fn send_now(peer: &Peer, bytes: &[u8]) -> io::Result<usize> {
