@@ -21,6 +21,7 @@ use crate::{
     metrics::{Metrics, labels::Evicted},
     name::{Name, Pattern},
     topic::{
+        largest::{Largest, Top},
         log::{Draft, Evictions},
         topic::{Publication, Topic},
         trie::Trie,
@@ -269,6 +270,7 @@ impl Registry {
                 });
             self.metrics.topics_forgotten.add(u64::from(forgotten));
         }
+        self.reclaim();
     }
 
     fn account(&self, gone: Evictions, grown: i64) {
@@ -291,35 +293,45 @@ impl Registry {
 
     /// Makes room if all logs together are beyond the limit: the oldest events of the largest log
     /// go, until a sixty-fourth of the limit is free. One thread does it; the others go on.
+    ///
+    /// The others do not wait, so that all logs can take more than the limit while room is made:
+    /// by what is published in the meantime, and until the next publish or sweep by what is
+    /// published while the one that made room is about to say so. Without others the limit holds
+    /// when this returns.
     fn reclaim(&self) {
         let max = self.bytes_max.load(Ordering::Relaxed);
         if self.bytes() <= max || self.reclaiming.swap(true, Ordering::Acquire) {
             return;
         }
-        let topics: Vec<Arc<Topic>> =
-            self.inner.with(|inner| inner.topics.values().cloned().collect());
+        let topics = self.topics();
+        let mut largest = Largest::new(topics.iter().map(|topic| topic.bytes()));
         let target = max - max / 64;
-        while target < self.bytes() {
-            let (mut largest, mut second): (Option<&Arc<Topic>>, u64) = (None, 0);
-            for topic in &topics {
-                let best = largest.map_or(0, |topic| topic.bytes());
-                if best < topic.bytes() {
-                    second = best;
-                    largest = Some(topic);
-                } else {
-                    second = second.max(topic.bytes());
-                }
-            }
-            let Some(largest) = largest else { break };
-            let excess = self.bytes() - target;
-            let keep = largest.bytes().saturating_sub(excess).max(second.saturating_sub(excess));
-            let (gone, grown) = largest.change(|log| log.shrink(keep, RECLAIM_STEPS));
-            self.account(gone, grown);
-            if gone.memory + gone.keys == 0 {
+        loop {
+            let excess = self.bytes().saturating_sub(target);
+            if excess == 0 {
                 break;
+            }
+            let Some(Top { index, size, second }) = largest.take(|index| topics[index].bytes())
+            else {
+                break;
+            };
+            // A little below the next one, so that logs of one size lose alike in few steps.
+            let below = second.saturating_sub(excess / 64 + 1);
+            let keep = size.saturating_sub(excess).max(below);
+            let topic = &topics[index];
+            let (gone, grown) = topic.change(|log| log.shrink(keep, RECLAIM_STEPS));
+            self.account(gone, grown);
+            // Nothing went if others were quicker; once is enough to look at such a topic.
+            if 0 < gone.memory + gone.keys {
+                largest.put(index, topic.bytes());
             }
         }
         self.reclaiming.store(false, Ordering::Release);
+    }
+
+    /// All topics, as of now. For work that is not to be done with the registry's lock held.
+    fn topics(&self) -> Vec<Arc<Topic>> {
+        self.inner.with(|inner| inner.topics.values().cloned().collect())
     }
 }
 

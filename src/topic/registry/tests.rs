@@ -95,6 +95,35 @@ fn all_logs_together_stay_below_their_limit_at_the_expense_of_the_largest() {
 }
 
 #[test]
+fn logs_of_one_size_lose_alike() {
+    let max_memory = 1_000_000;
+    let (registry, _) = registry(TopicSettings { max_memory, ..TopicSettings::default() });
+    let topics = ["a", "b", "c", "d"].map(|topic| open(&registry, topic));
+    let payload = format!("\"{}\"", "x".repeat(50));
+    while registry.metrics.events_evicted.value(Evicted::Memory) == 0 {
+        topics.iter().for_each(|topic| _ = publish(&registry, topic, &payload));
+    }
+    let kept = topics.each_ref().map(|topic| topic.bytes());
+    let [least, most] = [kept.iter().min(), kept.iter().max()].map(|bytes| *bytes.unwrap());
+    assert!(most - least < 1_000, "{kept:?}");
+    assert!(registry.bytes() <= max_memory);
+}
+
+#[test]
+fn many_topics_of_one_event_stay_below_the_limit() {
+    let max_memory = 200_000;
+    let settings = TopicSettings { max_memory, max_topics: 5_000, ..TopicSettings::default() };
+    let (registry, _) = registry(settings);
+    for number in 0..5_000 {
+        publish(&registry, &open(&registry, &format!("t/{number}")), "1");
+        assert!(registry.bytes() <= max_memory);
+    }
+    let sum: u64 = registry.list(None, usize::MAX).iter().map(|topic| topic.bytes()).sum();
+    assert_eq!(registry.bytes(), sum);
+    assert!(max_memory - max_memory / 32 < sum, "no more than needed goes");
+}
+
+#[test]
 fn a_reload_applies_to_the_topics_that_exist() {
     let (registry, _) = registry(TopicSettings::default());
     let topic = open(&registry, "a");
