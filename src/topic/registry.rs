@@ -52,6 +52,11 @@ struct Inner {
 }
 
 impl Inner {
+    /// All topics. For work on each that is not to be done with the lock held.
+    fn all(&self) -> Vec<Arc<Topic>> {
+        self.topics.values().cloned().collect()
+    }
+
     /// Forgets the topics that have no follower and never had an event: nobody loses anything, and
     /// who only asks for names cannot use them up. At most once a second, since it looks at all.
     fn forget_unused(&mut self, now_ms: u64) -> u64 {
@@ -208,11 +213,15 @@ impl Registry {
     /// ever matches is announced through [`Registry::open`].
     #[must_use]
     pub fn follow_pattern(&self, pattern: &Pattern, follower: Follower) -> Vec<Arc<Topic>> {
-        self.inner.with(|inner| {
+        // One hold of the lock files the pattern and copies the topics: one created before it is in
+        // the copy and was not announced, one created after it is announced and not in the copy.
+        // Which of the copy match is found without the lock, for creators wait for it.
+        let mut topics = self.inner.with(|inner| {
             inner.patterns.insert(pattern, follower);
-            let matching = inner.topics.values().filter(|topic| pattern.matches(topic.name()));
-            matching.cloned().collect()
-        })
+            inner.all()
+        });
+        topics.retain(|topic| pattern.matches(topic.name()));
+        topics
     }
 
     pub fn unfollow_pattern(&self, pattern: &Pattern, follower: Follower) {
@@ -222,11 +231,8 @@ impl Registry {
     /// Up to `limit` topics after `after`, by name.
     #[must_use]
     pub fn list(&self, after: Option<&str>, limit: usize) -> Vec<Arc<Topic>> {
-        let mut topics: Vec<Arc<Topic>> = self.inner.with(|inner| {
-            let later =
-                |topic: &&Arc<Topic>| after.is_none_or(|after| after < topic.name().as_str());
-            inner.topics.values().filter(later).cloned().collect()
-        });
+        let mut topics = self.inner.with(|inner| inner.all());
+        topics.retain(|topic| after.is_none_or(|after| after < topic.name().as_str()));
         topics.sort_unstable_by(|a, b| a.name().cmp(b.name()));
         topics.truncate(limit);
         topics
@@ -251,9 +257,8 @@ impl Registry {
 
     /// Removes events beyond their age and forgets topics that nobody would miss.
     pub fn sweep(&self) {
-        let (topics, forget_after) = self.inner.with(|inner| {
-            (inner.topics.values().cloned().collect::<Vec<_>>(), inner.settings.forget_after)
-        });
+        let (topics, forget_after) =
+            self.inner.with(|inner| (inner.all(), inner.settings.forget_after));
         let now_ms = self.clock.unix_ms();
         let window_ms = self.dedupe_window_ms.load(Ordering::Relaxed);
         let unused_since_ms = now_ms.saturating_sub(millis(forget_after));
@@ -303,7 +308,7 @@ impl Registry {
         if self.bytes() <= max || self.reclaiming.swap(true, Ordering::Acquire) {
             return;
         }
-        let topics = self.topics();
+        let topics = self.inner.with(|inner| inner.all());
         let mut largest = Largest::new(topics.iter().map(|topic| topic.bytes()));
         let target = max - max / 64;
         loop {
@@ -327,11 +332,6 @@ impl Registry {
             }
         }
         self.reclaiming.store(false, Ordering::Release);
-    }
-
-    /// All topics, as of now. For work that is not to be done with the registry's lock held.
-    fn topics(&self) -> Vec<Arc<Topic>> {
-        self.inner.with(|inner| inner.topics.values().cloned().collect())
     }
 }
 

@@ -1,5 +1,7 @@
 //! Bounds of the registry, and who hears of a new topic.
 
+use std::thread;
+
 use super::*;
 use crate::{config::TopicRule, name::Filter, wire::position::From};
 
@@ -59,6 +61,39 @@ fn a_pattern_hears_of_each_matching_topic_once_now_or_when_it_comes() {
     assert_eq!(told, [(follower, name("a/2"))]);
     registry.unfollow_pattern(&pattern, follower);
     registry.open(&name("a/3"), |_, _| unreachable!("nobody follows any more")).unwrap();
+}
+
+#[test]
+fn a_topic_that_is_created_meanwhile_is_heard_of_exactly_once() {
+    for _ in 0..20 {
+        let settings = TopicSettings { max_topics: 10_000, ..TopicSettings::default() };
+        let (registry, _) = registry(settings);
+        let pattern = Pattern::parse("a/#").unwrap();
+        let (mut heard, told) = thread::scope(|scope| {
+            let creator = scope.spawn(|| {
+                let mut told = Vec::new();
+                for number in 0..500 {
+                    let topic = name(&format!("a/{number}"));
+                    registry.open(&topic, |who, _| told.push((who.connection, number))).unwrap();
+                }
+                told
+            });
+            let mut heard = Vec::new();
+            for connection in 0..10 {
+                let follower = Follower { writer: 0, connection, subscription: 1 };
+                for topic in registry.follow_pattern(&pattern, follower) {
+                    let number: u64 = topic.name().as_str()[2..].parse().unwrap();
+                    heard.push((connection, number));
+                }
+            }
+            (heard, creator.join().unwrap())
+        });
+        heard.extend(told);
+        heard.sort_unstable();
+        let each: Vec<(u64, u64)> =
+            (0..10).flat_map(|connection| (0..500).map(move |n| (connection, n))).collect();
+        assert_eq!(heard, each);
+    }
 }
 
 #[test]
