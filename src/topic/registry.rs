@@ -21,6 +21,7 @@ use crate::{
     metrics::{Metrics, labels::Evicted},
     name::{Name, Pattern},
     topic::{
+        dedupe::Window,
         largest::{Largest, Top},
         log::{Draft, Evictions},
         topic::{Publication, Topic},
@@ -198,12 +199,14 @@ impl Registry {
     /// Appends `draft` to `topic`; counting it is up to the caller. `None` if the topic was
     /// forgotten in the meantime: look it up again.
     pub fn publish(&self, topic: &Topic, draft: &Draft<'_>, now_ms: u64) -> Option<Publication> {
-        let window_ms = self.dedupe_window_ms.load(Ordering::Relaxed);
-        let publication = topic.publish(draft, now_ms, window_ms)?;
+        // Without a key nobody asks when the window ends, nor what time it is.
+        let uptime_ms = draft.key.map_or(0, |_| self.clock.uptime_ms());
+        let publication = topic.publish(draft, now_ms, self.window(uptime_ms))?;
+        // A duplicate too may have found keys of others to forget.
+        self.account(publication.evictions, publication.grown);
         if publication.receipt.duplicate {
             self.metrics.duplicates.add(1);
         } else {
-            self.account(publication.evictions, publication.grown);
             self.reclaim();
         }
         Some(publication)
@@ -260,11 +263,11 @@ impl Registry {
         let (topics, forget_after) =
             self.inner.with(|inner| (inner.all(), inner.settings.forget_after));
         let now_ms = self.clock.unix_ms();
-        let window_ms = self.dedupe_window_ms.load(Ordering::Relaxed);
+        let window = self.window(self.clock.uptime_ms());
         let unused_since_ms = now_ms.saturating_sub(millis(forget_after));
         for topic in topics {
             let (gone, grown) = topic.change(|log| {
-                log.forget_keys(now_ms, window_ms);
+                log.forget_keys(window);
                 log.evict(now_ms)
             });
             self.account(gone, grown);
@@ -276,6 +279,10 @@ impl Registry {
             self.metrics.topics_forgotten.add(u64::from(forgotten));
         }
         self.reclaim();
+    }
+
+    fn window(&self, uptime_ms: u64) -> Window {
+        Window { uptime_ms, length_ms: self.dedupe_window_ms.load(Ordering::Relaxed) }
     }
 
     fn account(&self, gone: Evictions, grown: i64) {

@@ -198,6 +198,28 @@ fn a_quiet_topic_keeps_its_position_until_it_is_forgotten() {
 }
 
 #[test]
+fn keys_that_a_duplicate_found_to_forget_are_no_longer_counted() {
+    let window = Duration::from_millis(100);
+    let (registry, clock) =
+        registry(TopicSettings { dedupe_window: window, ..TopicSettings::default() });
+    let topic = open(&registry, "a");
+    let keyed = |key, now_ms| {
+        let draft = Draft { user: None, name: None, data: "1", key: Some(key) };
+        registry.publish(&topic, &draft, now_ms).unwrap().receipt.duplicate
+    };
+    assert!(!keyed("old", 1_000));
+    clock.advance(Duration::from_millis(60));
+    assert!(!keyed("new", 1_000), "the wall clock stands still");
+    clock.advance(Duration::from_millis(60));
+    assert!(keyed("new", 1_000));
+    assert_eq!(registry.bytes(), topic.bytes());
+    assert!(!keyed("old", 1_000), "its window has ended");
+    clock.advance(Duration::from_millis(100));
+    registry.sweep();
+    assert_eq!(registry.bytes(), topic.look(|log| log.bytes()), "no key is left");
+}
+
+#[test]
 fn topics_are_listed_by_name_and_page() {
     let (registry, _) = registry(TopicSettings::default());
     ["c", "a", "b"].iter().for_each(|topic| drop(open(&registry, topic)));
