@@ -22,32 +22,42 @@ pub struct Dedupe {
     order: VecDeque<(u64, Arc<str>)>,
 }
 
+/// How long keys are remembered, and when that is asked. The time is monotonic: a wall clock that
+/// is set lengthens or shortens no window.
+#[derive(Clone, Copy, Debug)]
+pub struct Window {
+    pub uptime_ms: u64,
+    pub length_ms: u64,
+}
+
 impl Dedupe {
-    /// The sequence that `key` got, if it was remembered less than `window_ms` before `now_ms`.
-    pub fn find(&mut self, key: &str, now_ms: u64, window_ms: u64) -> Option<u64> {
-        self.expire(now_ms, window_ms);
+    /// The sequence that `key` got, if it was remembered less than the window's length ago.
+    pub fn find(&mut self, key: &str, window: Window) -> Option<u64> {
+        self.expire(window);
         self.seqs.get(key).copied()
     }
 
-    /// Forgets the keys that were remembered `window_ms` before `now_ms` or earlier.
-    pub fn expire(&mut self, now_ms: u64, window_ms: u64) {
+    /// Forgets the keys that were remembered the window's length ago or earlier.
+    pub fn expire(&mut self, window: Window) {
         while let Some((time_ms, _)) = self.order.front()
-            && time_ms.saturating_add(window_ms) <= now_ms
+            && time_ms.saturating_add(window.length_ms) <= window.uptime_ms
         {
             self.forget_oldest();
         }
     }
 
     /// Remembers `key`. Returns how many younger than their window had to go for it.
-    pub fn remember(&mut self, key: &str, seq: u64, now_ms: u64) -> u64 {
+    pub fn remember(&mut self, key: &str, seq: u64, uptime_ms: u64) -> u64 {
         let mut evicted = 0;
         while KEYS_MAX <= self.order.len() {
             self.forget_oldest();
             evicted += 1;
         }
+        // Publishers read the clock before they take turns.
+        let uptime_ms = self.order.back().map_or(0, |(newest_ms, _)| *newest_ms).max(uptime_ms);
         let key: Arc<str> = key.into();
         self.bytes += cost(&key);
-        self.order.push_back((now_ms, Arc::clone(&key)));
+        self.order.push_back((uptime_ms, Arc::clone(&key)));
         self.seqs.insert(key, seq);
         evicted
     }
@@ -94,13 +104,17 @@ fn cost(key: &str) -> u64 {
 mod tests {
     use super::*;
 
+    fn at(uptime_ms: u64) -> Window {
+        Window { uptime_ms, length_ms: 100 }
+    }
+
     #[test]
     fn a_key_is_known_inside_its_window_and_new_after_it() {
         let mut dedupe = Dedupe::default();
-        assert_eq!(dedupe.find("a", 1_000, 100), None);
+        assert_eq!(dedupe.find("a", at(1_000)), None);
         dedupe.remember("a", 7, 1_000);
-        assert_eq!(dedupe.find("a", 1_099, 100), Some(7));
-        assert_eq!(dedupe.find("a", 1_100, 100), None);
+        assert_eq!(dedupe.find("a", at(1_099)), Some(7));
+        assert_eq!(dedupe.find("a", at(1_100)), None);
         assert!(dedupe.is_empty());
     }
 
@@ -111,8 +125,8 @@ mod tests {
             assert_eq!(dedupe.remember(&seq.to_string(), seq, 1), 0);
         }
         assert_eq!(dedupe.remember("one more", 0, 1), 1);
-        assert_eq!(dedupe.find("0", 1, 100), None);
-        assert_eq!(dedupe.find("1", 1, 100), Some(1));
+        assert_eq!(dedupe.find("0", at(1)), None);
+        assert_eq!(dedupe.find("1", at(1)), Some(1));
         assert_eq!(dedupe.len(), KEYS_MAX);
         while dedupe.oldest().is_some() {
             dedupe.forget_oldest();

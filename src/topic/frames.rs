@@ -2,6 +2,9 @@
 //!
 //! Pure data. An event costs one copy into the newest piece and 16 bytes of index; a run of events
 //! is copied out piece by piece, not event by event. Finding the n-th is one index access.
+//!
+//! A piece is about as large as what the log holds when the piece is begun, so that a log of one
+//! event takes little more than that event.
 
 use std::{collections::VecDeque, ops::Range};
 
@@ -10,6 +13,15 @@ use crate::{base::limits::SEGMENT_BYTES, wire::frame};
 /// Bytes that one event costs beside its frame.
 pub const SLOT_BYTES: u64 = size_of::<Slot>() as u64;
 
+/// Least bytes of a segment that is not the first of its log: some events, even of a log of one.
+const SEGMENT_BYTES_MIN: usize = 1024;
+
+/// Unused bytes of the first segment that are not worth a copy.
+const WASTE_BYTES: u64 = 4 * 1024;
+
+/// Slots that are kept although hardly any is in use.
+const SLOTS_KEPT: usize = 64;
+
 /// A queue of frames.
 ///
 /// Invariants, asserted by `check` in debug builds:
@@ -17,6 +29,7 @@ pub const SLOT_BYTES: u64 = size_of::<Slot>() as u64;
 /// 1. Slots are in order: by segment, then by start; times never decrease.
 /// 2. Every segment but the last is referred to by at least one slot.
 /// 3. `bytes` is the sum of the frames' lengths.
+/// 4. The first segment wastes at most as much as all frames take, or [`WASTE_BYTES`].
 #[derive(Debug, Default)]
 pub struct Frames {
     slots: VecDeque<Slot>,
@@ -56,13 +69,16 @@ impl Frames {
     ///
     /// If `write` appends another number of bytes.
     pub fn push(&mut self, time_ms: u64, len: usize, write: impl FnOnce(&mut Vec<u8>)) {
-        let full = self
-            .segments
-            .back()
-            .is_none_or(|last| !last.is_empty() && SEGMENT_BYTES < last.len() + len);
+        let full = self.segments.back().is_none_or(|last| last.capacity() - last.len() < len);
         if full {
-            // A topic that filled one piece is likely to fill the next; a quiet one stays small.
-            let room = if self.segments.is_empty() { len } else { SEGMENT_BYTES.max(len) };
+            // Most topics that have one event never get another. Beyond that, a log that evicts as
+            // much as it takes then keeps two or three segments, of which at most one is dead.
+            let held = usize::try_from(self.bytes).unwrap_or(usize::MAX);
+            let room = if self.segments.is_empty() {
+                len
+            } else {
+                held.clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES).max(len)
+            };
             self.segments.push_back(Vec::with_capacity(room));
         }
         let count = u32::try_from(self.segments.len()).expect("a log has far fewer segments");
@@ -80,17 +96,55 @@ impl Frames {
         let len = self.range(0)?.len() as u64;
         let gone = self.slots.pop_front()?;
         self.bytes -= len;
-        if self.slots.is_empty() {
-            // A quiet topic keeps no piece that a burst once filled.
-            self.segments.clear();
-            self.segment_first = gone.segment.wrapping_add(1);
-        } else {
-            while self.slots.front().is_some_and(|slot| slot.segment != self.segment_first) {
-                self.segments.pop_front();
-                self.segment_first = self.segment_first.wrapping_add(1);
-            }
+        let Some(&oldest) = self.slots.front() else {
+            // A quiet topic keeps nothing that a burst once filled.
+            let segment_first = gone.segment.wrapping_add(1);
+            *self = Self { segment_first, ..Self::default() };
+            return Some(len);
+        };
+        // No segment wastes more than its size; a larger log looks only when one is gone.
+        if oldest.segment != self.segment_first || self.bytes < SEGMENT_BYTES as u64 {
+            self.tidy(oldest);
         }
         Some(len)
+    }
+
+    /// Gives back memory that is no longer of use, now that `oldest` is the first slot.
+    fn tidy(&mut self, oldest: Slot) {
+        while oldest.segment != self.segment_first {
+            self.segments.pop_front();
+            self.segment_first = self.segment_first.wrapping_add(1);
+        }
+        if self.bytes.max(WASTE_BYTES) < self.waste() {
+            self.compact();
+        }
+        if SLOTS_KEPT < self.slots.capacity() && self.slots.len() < self.slots.capacity() / 4 {
+            self.slots.shrink_to(self.slots.len() * 2);
+        }
+    }
+
+    /// Bytes of the first segment that no frame uses: those of frames that are gone, and the end.
+    fn waste(&self) -> u64 {
+        let (Some(slot), Some(segment)) = (self.slots.front(), self.segments.front()) else {
+            return 0;
+        };
+        (segment.capacity() - segment.len()) as u64 + u64::from(slot.start)
+    }
+
+    /// Moves what is left of the first segment into one that it fills.
+    ///
+    /// Constant work per frame popped: a segment is begun no larger than what the log holds, so
+    /// before more than half of it is waste at least as many bytes went as are copied.
+    #[cold]
+    fn compact(&mut self) {
+        let (Some(front), Some(segment)) = (self.slots.front(), self.segments.front_mut()) else {
+            return;
+        };
+        let (number, dead) = (front.segment, front.start);
+        *segment = segment[dead as usize..].to_vec();
+        for slot in self.slots.iter_mut().take_while(|slot| slot.segment == number) {
+            slot.start -= dead;
+        }
     }
 
     /// When the frame at `index` was appended.
@@ -181,6 +235,7 @@ impl Frames {
         let used =
             self.slots.iter().map(|slot| slot.segment).collect::<std::collections::BTreeSet<_>>();
         debug_assert!(self.segments.len() <= used.len().max(1));
+        debug_assert!(self.waste() <= self.bytes.max(WASTE_BYTES));
     }
 }
 
@@ -244,6 +299,78 @@ mod tests {
         assert_eq!(frames.bytes(), 0);
         push(&mut frames, 6_000, 20);
         frames.check();
+    }
+
+    /// Memory behind the log, used or not.
+    fn held(frames: &Frames) -> usize {
+        let segments: usize = frames.segments.iter().map(Vec::capacity).sum();
+        segments + frames.slots.capacity() * size_of::<Slot>()
+    }
+
+    #[test]
+    fn a_log_of_its_last_event_takes_little_more_than_that_event() {
+        let mut frames = Frames::default();
+        for time in 0..2_000 {
+            push(&mut frames, time, 100);
+            while 1 < frames.len() {
+                frames.pop();
+            }
+            frames.check();
+            assert!(held(&frames) <= 2_500, "{} bytes for one event", held(&frames));
+        }
+    }
+
+    #[test]
+    fn a_log_that_shrank_gives_back_what_it_held() {
+        for left in [1, 3, 10, 100] {
+            let mut frames = Frames::default();
+            (0..5_000).for_each(|time| push(&mut frames, time, 100));
+            while left < frames.len() {
+                frames.pop();
+            }
+            let used = usize::try_from(frames.bytes()).unwrap() + left * size_of::<Slot>();
+            assert!(held(&frames) <= 4 * used + 6_000, "{} for {used}", held(&frames));
+            frames.check();
+        }
+    }
+
+    #[test]
+    fn a_large_event_leaves_no_large_segment_behind() {
+        let mut frames = Frames::default();
+        push(&mut frames, 0, 300_000);
+        for time in 1..100 {
+            push(&mut frames, time, 100);
+            while 1 < frames.len() {
+                frames.pop();
+            }
+        }
+        assert!(held(&frames) <= 8_000, "{} bytes for one event", held(&frames));
+        frames.check();
+    }
+
+    #[test]
+    fn a_log_keeps_its_frames_however_often_it_is_compacted() {
+        let (mut frames, mut model) = (Frames::default(), VecDeque::new());
+        for step in 0..30_000_u64 {
+            let mut bytes = Vec::new();
+            let payload = if random::below(50) == 0 { 20_000 } else { random::below(300) };
+            frame::push_text(
+                &mut bytes,
+                &vec![(step % 251) as u8; usize::try_from(payload).unwrap()],
+            );
+            frames.push(step, bytes.len(), |out| out.extend_from_slice(&bytes));
+            model.push_back(bytes);
+            let kept = if step % 1_000 < 300 { 400 } else { step % 7 };
+            while kept < model.len() as u64 {
+                assert_eq!(frames.pop(), model.pop_front().map(|bytes| bytes.len() as u64));
+            }
+            for index in [0, model.len() / 2, model.len().saturating_sub(1)] {
+                assert_eq!(frames.get(index), model.get(index).map(Vec::as_slice));
+            }
+            if step % 50 == 0 {
+                frames.check();
+            }
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::{
     metrics::labels::Evicted,
     name::Name,
     topic::{
-        dedupe::Dedupe,
+        dedupe::{Dedupe, Window},
         frames::{Frames, SLOT_BYTES},
     },
     wire::{
@@ -158,26 +158,27 @@ impl Log {
         self.frames.is_empty() && self.dedupe.is_empty()
     }
 
-    /// Appends `draft`, unless its key is remembered, and evicts what no longer fits.
+    /// Appends `draft`, unless its key is remembered, and evicts what no longer fits. Without a key
+    /// the time of `window` does not matter.
     pub fn append(
         &mut self,
         draft: &Draft<'_>,
         now_ms: u64,
-        dedupe_window_ms: u64,
+        window: Window,
     ) -> (Appended, Evictions) {
-        // The wall clock may be set back; the times of a log never go back with it.
-        let now_ms = now_ms.max(self.newest_ms);
         if let Some(key) = draft.key
-            && let Some(seq) = self.dedupe.find(key, now_ms, dedupe_window_ms)
+            && let Some(seq) = self.dedupe.find(key, window)
         {
             let appended = Appended { seq, duplicate: true };
             return (appended, Evictions::default());
         }
+        // The wall clock may be set back; the times of a log never go back with it.
+        let now_ms = now_ms.max(self.newest_ms);
         self.newest_ms = now_ms;
         let seq = self.tail() + 1;
         self.write(draft, seq, now_ms);
         self.rate.count(now_ms);
-        let keys = draft.key.map_or(0, |key| self.dedupe.remember(key, seq, now_ms));
+        let keys = draft.key.map_or(0, |key| self.dedupe.remember(key, seq, window.uptime_ms));
         (Appended { seq, duplicate: false }, Evictions { keys, ..self.evict(now_ms) })
     }
 
@@ -241,8 +242,8 @@ impl Log {
     }
 
     /// Forgets the idempotency keys whose window has ended.
-    pub fn forget_keys(&mut self, now_ms: u64, window_ms: u64) {
-        self.dedupe.expire(now_ms, window_ms);
+    pub fn forget_keys(&mut self, window: Window) {
+        self.dedupe.expire(window);
     }
 
     /// Makes room for other logs: removes the oldest events, and the keys of events that are gone,

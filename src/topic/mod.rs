@@ -10,6 +10,7 @@
 
 pub mod dedupe;
 pub mod frames;
+mod largest;
 pub mod log;
 pub mod registry;
 #[expect(clippy::module_inception, reason = "the topic is what this module is about")]

@@ -21,6 +21,8 @@ use crate::{
     metrics::{Metrics, labels::Evicted},
     name::{Name, Pattern},
     topic::{
+        dedupe::Window,
+        largest::{Largest, Top},
         log::{Draft, Evictions},
         topic::{Publication, Topic},
         trie::Trie,
@@ -51,6 +53,11 @@ struct Inner {
 }
 
 impl Inner {
+    /// All topics. For work on each that is not to be done with the lock held.
+    fn all(&self) -> Vec<Arc<Topic>> {
+        self.topics.values().cloned().collect()
+    }
+
     /// Forgets the topics that have no follower and never had an event: nobody loses anything, and
     /// who only asks for names cannot use them up. At most once a second, since it looks at all.
     fn forget_unused(&mut self, now_ms: u64) -> u64 {
@@ -192,12 +199,14 @@ impl Registry {
     /// Appends `draft` to `topic`; counting it is up to the caller. `None` if the topic was
     /// forgotten in the meantime: look it up again.
     pub fn publish(&self, topic: &Topic, draft: &Draft<'_>, now_ms: u64) -> Option<Publication> {
-        let window_ms = self.dedupe_window_ms.load(Ordering::Relaxed);
-        let publication = topic.publish(draft, now_ms, window_ms)?;
+        // Without a key nobody asks when the window ends, nor what time it is.
+        let uptime_ms = draft.key.map_or(0, |_| self.clock.uptime_ms());
+        let publication = topic.publish(draft, now_ms, self.window(uptime_ms))?;
+        // A duplicate too may have found keys of others to forget.
+        self.account(publication.evictions, publication.grown);
         if publication.receipt.duplicate {
             self.metrics.duplicates.add(1);
         } else {
-            self.account(publication.evictions, publication.grown);
             self.reclaim();
         }
         Some(publication)
@@ -207,11 +216,15 @@ impl Registry {
     /// ever matches is announced through [`Registry::open`].
     #[must_use]
     pub fn follow_pattern(&self, pattern: &Pattern, follower: Follower) -> Vec<Arc<Topic>> {
-        self.inner.with(|inner| {
+        // One hold of the lock files the pattern and copies the topics: one created before it is in
+        // the copy and was not announced, one created after it is announced and not in the copy.
+        // Which of the copy match is found without the lock, for creators wait for it.
+        let mut topics = self.inner.with(|inner| {
             inner.patterns.insert(pattern, follower);
-            let matching = inner.topics.values().filter(|topic| pattern.matches(topic.name()));
-            matching.cloned().collect()
-        })
+            inner.all()
+        });
+        topics.retain(|topic| pattern.matches(topic.name()));
+        topics
     }
 
     pub fn unfollow_pattern(&self, pattern: &Pattern, follower: Follower) {
@@ -221,11 +234,8 @@ impl Registry {
     /// Up to `limit` topics after `after`, by name.
     #[must_use]
     pub fn list(&self, after: Option<&str>, limit: usize) -> Vec<Arc<Topic>> {
-        let mut topics: Vec<Arc<Topic>> = self.inner.with(|inner| {
-            let later =
-                |topic: &&Arc<Topic>| after.is_none_or(|after| after < topic.name().as_str());
-            inner.topics.values().filter(later).cloned().collect()
-        });
+        let mut topics = self.inner.with(|inner| inner.all());
+        topics.retain(|topic| after.is_none_or(|after| after < topic.name().as_str()));
         topics.sort_unstable_by(|a, b| a.name().cmp(b.name()));
         topics.truncate(limit);
         topics
@@ -250,15 +260,14 @@ impl Registry {
 
     /// Removes events beyond their age and forgets topics that nobody would miss.
     pub fn sweep(&self) {
-        let (topics, forget_after) = self.inner.with(|inner| {
-            (inner.topics.values().cloned().collect::<Vec<_>>(), inner.settings.forget_after)
-        });
+        let (topics, forget_after) =
+            self.inner.with(|inner| (inner.all(), inner.settings.forget_after));
         let now_ms = self.clock.unix_ms();
-        let window_ms = self.dedupe_window_ms.load(Ordering::Relaxed);
+        let window = self.window(self.clock.uptime_ms());
         let unused_since_ms = now_ms.saturating_sub(millis(forget_after));
         for topic in topics {
             let (gone, grown) = topic.change(|log| {
-                log.forget_keys(now_ms, window_ms);
+                log.forget_keys(window);
                 log.evict(now_ms)
             });
             self.account(gone, grown);
@@ -269,6 +278,11 @@ impl Registry {
                 });
             self.metrics.topics_forgotten.add(u64::from(forgotten));
         }
+        self.reclaim();
+    }
+
+    fn window(&self, uptime_ms: u64) -> Window {
+        Window { uptime_ms, length_ms: self.dedupe_window_ms.load(Ordering::Relaxed) }
     }
 
     fn account(&self, gone: Evictions, grown: i64) {
@@ -291,32 +305,37 @@ impl Registry {
 
     /// Makes room if all logs together are beyond the limit: the oldest events of the largest log
     /// go, until a sixty-fourth of the limit is free. One thread does it; the others go on.
+    ///
+    /// The others do not wait, so that all logs can take more than the limit while room is made:
+    /// by what is published in the meantime, and until the next publish or sweep by what is
+    /// published while the one that made room is about to say so. Without others the limit holds
+    /// when this returns.
     fn reclaim(&self) {
         let max = self.bytes_max.load(Ordering::Relaxed);
         if self.bytes() <= max || self.reclaiming.swap(true, Ordering::Acquire) {
             return;
         }
-        let topics: Vec<Arc<Topic>> =
-            self.inner.with(|inner| inner.topics.values().cloned().collect());
+        let topics = self.inner.with(|inner| inner.all());
+        let mut largest = Largest::new(topics.iter().map(|topic| topic.bytes()));
         let target = max - max / 64;
-        while target < self.bytes() {
-            let (mut largest, mut second): (Option<&Arc<Topic>>, u64) = (None, 0);
-            for topic in &topics {
-                let best = largest.map_or(0, |topic| topic.bytes());
-                if best < topic.bytes() {
-                    second = best;
-                    largest = Some(topic);
-                } else {
-                    second = second.max(topic.bytes());
-                }
-            }
-            let Some(largest) = largest else { break };
-            let excess = self.bytes() - target;
-            let keep = largest.bytes().saturating_sub(excess).max(second.saturating_sub(excess));
-            let (gone, grown) = largest.change(|log| log.shrink(keep, RECLAIM_STEPS));
-            self.account(gone, grown);
-            if gone.memory + gone.keys == 0 {
+        loop {
+            let excess = self.bytes().saturating_sub(target);
+            if excess == 0 {
                 break;
+            }
+            let Some(Top { index, size, second }) = largest.take(|index| topics[index].bytes())
+            else {
+                break;
+            };
+            // A little below the next one, so that logs of one size lose alike in few steps.
+            let below = second.saturating_sub(excess / 64 + 1);
+            let keep = size.saturating_sub(excess).max(below);
+            let topic = &topics[index];
+            let (gone, grown) = topic.change(|log| log.shrink(keep, RECLAIM_STEPS));
+            self.account(gone, grown);
+            // Nothing went if others were quicker; once is enough to look at such a topic.
+            if 0 < gone.memory + gone.keys {
+                largest.put(index, topic.bytes());
             }
         }
         self.reclaiming.store(false, Ordering::Release);

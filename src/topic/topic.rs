@@ -18,7 +18,10 @@ use crate::{
     },
     config::Policy,
     name::Name,
-    topic::log::{Appended, Draft, Evictions, Log},
+    topic::{
+        dedupe::Window,
+        log::{Appended, Draft, Evictions, Log},
+    },
     wire::{codes::Durability, position::Epoch, reply::Receipt},
 };
 
@@ -76,10 +79,10 @@ impl Topic {
     }
 
     /// Appends `draft`. `None` if the registry has forgotten this topic.
-    pub fn publish(&self, draft: &Draft<'_>, now_ms: u64, window_ms: u64) -> Option<Publication> {
+    pub fn publish(&self, draft: &Draft<'_>, now_ms: u64, window: Window) -> Option<Publication> {
         let (epoch, (appended, evictions), grown) = self.log.with(|body| {
             let before = body.log.memory();
-            let outcome = (!body.retired).then(|| body.log.append(draft, now_ms, window_ms))?;
+            let outcome = (!body.retired).then(|| body.log.append(draft, now_ms, window))?;
             Some((body.log.epoch(), outcome, self.note_size(before, &body.log)))
         })?;
         self.touch(now_ms);
@@ -197,7 +200,7 @@ mod tests {
 
     fn publish(topic: &Topic, now_ms: u64) -> Option<Publication> {
         let draft = Draft { user: None, name: None, data: "1", key: None };
-        topic.publish(&draft, now_ms, 1_000)
+        topic.publish(&draft, now_ms, Window { uptime_ms: now_ms, length_ms: 1_000 })
     }
 
     #[test]

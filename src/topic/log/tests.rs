@@ -16,7 +16,12 @@ fn log(policy: Policy) -> Log {
 }
 
 fn append(log: &mut Log, data: &str, now_ms: u64) -> (Appended, Evictions) {
-    log.append(&Draft { user: None, name: None, data, key: None }, now_ms, 1_000)
+    log.append(&Draft { user: None, name: None, data, key: None }, now_ms, at(0))
+}
+
+/// A window of a second, asked for at this uptime.
+fn at(uptime_ms: u64) -> Window {
+    Window { uptime_ms, length_ms: 1_000 }
 }
 
 fn filled(events: u64, kept: u64) -> Log {
@@ -41,7 +46,7 @@ fn an_event_is_encoded_once_with_all_its_fields() {
     let mut log = log(policy(10));
     let draft =
         Draft { user: Some(b"\"anna\""), name: Some(b"\"on\""), data: "{\"a\": 1.0}", key: None };
-    log.append(&draft, 1_700_000_000_000, 0);
+    log.append(&draft, 1_700_000_000_000, at(0));
     let mut out = Vec::new();
     assert_eq!(log.copy_after(0, u64::MAX, 1, &mut out), Copied::UpTo(1));
     assert_eq!(frame::length(&out), out.len());
@@ -149,7 +154,7 @@ fn making_room_takes_keys_after_their_events() {
     let mut log = log(policy(10));
     for key in ["a", "b"] {
         let draft = Draft { user: None, name: None, data: "1", key: Some(key) };
-        log.append(&draft, 1, 1_000);
+        log.append(&draft, 1, at(1));
     }
     let before = log.memory();
     assert_eq!(log.shrink(before - 1, 10), Evictions { memory: 1, ..Evictions::default() });
@@ -181,11 +186,28 @@ fn history_stops_at_its_limits_but_gives_one_event_always() {
 fn a_key_inside_its_window_gets_the_first_events_sequence() {
     let mut log = log(policy(10));
     let keyed = |data| Draft { user: None, name: None, data, key: Some("k") };
-    assert_eq!(log.append(&keyed("1"), 100, 1_000).0.seq, 1);
-    let again = log.append(&keyed("2"), 1_099, 1_000).0;
+    assert_eq!(log.append(&keyed("1"), 5, at(100)).0.seq, 1);
+    let again = log.append(&keyed("2"), 5, at(1_099)).0;
     assert_eq!((again.seq, again.duplicate, log.tail()), (1, true, 1));
-    let later = log.append(&keyed("3"), 1_100, 1_000).0;
+    let later = log.append(&keyed("3"), 5, at(1_100)).0;
     assert_eq!((later.seq, later.duplicate), (2, false));
+}
+
+#[test]
+fn a_wall_clock_that_is_set_changes_no_window() {
+    const HOUR_MS: u64 = 3_600_000;
+    let mut log = log(policy(10));
+    let keyed = |key| Draft { user: None, name: None, data: "1", key: Some(key) };
+    log.append(&keyed("a"), 2 * HOUR_MS, at(0));
+    let back = log.append(&keyed("a"), HOUR_MS, at(1_000)).0;
+    assert!(!back.duplicate, "its window has ended");
+    let ahead = log.append(&keyed("a"), 9 * HOUR_MS, at(1_999)).0;
+    assert!(ahead.duplicate, "its window goes on");
+    log.evict(10 * HOUR_MS);
+    log.forget_keys(at(1_999));
+    assert!(!log.dedupe.is_empty());
+    log.forget_keys(at(2_000));
+    assert!(log.dedupe.is_empty());
 }
 
 #[test]

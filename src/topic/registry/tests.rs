@@ -1,5 +1,7 @@
 //! Bounds of the registry, and who hears of a new topic.
 
+use std::thread;
+
 use super::*;
 use crate::{config::TopicRule, name::Filter, wire::position::From};
 
@@ -62,6 +64,39 @@ fn a_pattern_hears_of_each_matching_topic_once_now_or_when_it_comes() {
 }
 
 #[test]
+fn a_topic_that_is_created_meanwhile_is_heard_of_exactly_once() {
+    for _ in 0..20 {
+        let settings = TopicSettings { max_topics: 10_000, ..TopicSettings::default() };
+        let (registry, _) = registry(settings);
+        let pattern = Pattern::parse("a/#").unwrap();
+        let (mut heard, told) = thread::scope(|scope| {
+            let creator = scope.spawn(|| {
+                let mut told = Vec::new();
+                for number in 0..500 {
+                    let topic = name(&format!("a/{number}"));
+                    registry.open(&topic, |who, _| told.push((who.connection, number))).unwrap();
+                }
+                told
+            });
+            let mut heard = Vec::new();
+            for connection in 0..10 {
+                let follower = Follower { writer: 0, connection, subscription: 1 };
+                for topic in registry.follow_pattern(&pattern, follower) {
+                    let number: u64 = topic.name().as_str()[2..].parse().unwrap();
+                    heard.push((connection, number));
+                }
+            }
+            (heard, creator.join().unwrap())
+        });
+        heard.extend(told);
+        heard.sort_unstable();
+        let each: Vec<(u64, u64)> =
+            (0..10).flat_map(|connection| (0..500).map(move |n| (connection, n))).collect();
+        assert_eq!(heard, each);
+    }
+}
+
+#[test]
 fn the_first_rule_that_matches_decides() {
     let rule = |filter: &str, max_events| TopicRule {
         filter: Filter::parse(filter).unwrap(),
@@ -92,6 +127,35 @@ fn all_logs_together_stay_below_their_limit_at_the_expense_of_the_largest() {
     assert_eq!(registry.bytes(), small.bytes() + large.bytes());
     assert!(max_memory / 2 < large.bytes());
     assert!(0 < registry.metrics.events_evicted.value(Evicted::Memory));
+}
+
+#[test]
+fn logs_of_one_size_lose_alike() {
+    let max_memory = 1_000_000;
+    let (registry, _) = registry(TopicSettings { max_memory, ..TopicSettings::default() });
+    let topics = ["a", "b", "c", "d"].map(|topic| open(&registry, topic));
+    let payload = format!("\"{}\"", "x".repeat(50));
+    while registry.metrics.events_evicted.value(Evicted::Memory) == 0 {
+        topics.iter().for_each(|topic| _ = publish(&registry, topic, &payload));
+    }
+    let kept = topics.each_ref().map(|topic| topic.bytes());
+    let [least, most] = [kept.iter().min(), kept.iter().max()].map(|bytes| *bytes.unwrap());
+    assert!(most - least < 1_000, "{kept:?}");
+    assert!(registry.bytes() <= max_memory);
+}
+
+#[test]
+fn many_topics_of_one_event_stay_below_the_limit() {
+    let max_memory = 200_000;
+    let settings = TopicSettings { max_memory, max_topics: 5_000, ..TopicSettings::default() };
+    let (registry, _) = registry(settings);
+    for number in 0..5_000 {
+        publish(&registry, &open(&registry, &format!("t/{number}")), "1");
+        assert!(registry.bytes() <= max_memory);
+    }
+    let sum: u64 = registry.list(None, usize::MAX).iter().map(|topic| topic.bytes()).sum();
+    assert_eq!(registry.bytes(), sum);
+    assert!(max_memory - max_memory / 32 < sum, "no more than needed goes");
 }
 
 #[test]
@@ -131,6 +195,28 @@ fn a_quiet_topic_keeps_its_position_until_it_is_forgotten() {
     assert!(publish(&registry, &topic, "2").is_none(), "whoever holds it looks it up again");
     let again = open(&registry, "a");
     assert_ne!(again.look(|log| log.epoch()), epoch);
+}
+
+#[test]
+fn keys_that_a_duplicate_found_to_forget_are_no_longer_counted() {
+    let window = Duration::from_millis(100);
+    let (registry, clock) =
+        registry(TopicSettings { dedupe_window: window, ..TopicSettings::default() });
+    let topic = open(&registry, "a");
+    let keyed = |key, now_ms| {
+        let draft = Draft { user: None, name: None, data: "1", key: Some(key) };
+        registry.publish(&topic, &draft, now_ms).unwrap().receipt.duplicate
+    };
+    assert!(!keyed("old", 1_000));
+    clock.advance(Duration::from_millis(60));
+    assert!(!keyed("new", 1_000), "the wall clock stands still");
+    clock.advance(Duration::from_millis(60));
+    assert!(keyed("new", 1_000));
+    assert_eq!(registry.bytes(), topic.bytes());
+    assert!(!keyed("old", 1_000), "its window has ended");
+    clock.advance(Duration::from_millis(100));
+    registry.sweep();
+    assert_eq!(registry.bytes(), topic.look(|log| log.bytes()), "no key is left");
 }
 
 #[test]
