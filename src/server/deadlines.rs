@@ -7,7 +7,10 @@ use std::{
     collections::BinaryHeap,
 };
 
-use crate::{config::ConnectionSettings, server::connection::Phase};
+use crate::{
+    config::ConnectionSettings,
+    server::connection::{Phase, State},
+};
 
 /// Things to be looked at, the next one first. Times are milliseconds of uptime.
 pub(crate) struct Deadlines<T> {
@@ -66,8 +69,7 @@ impl<T> Ord for Entry<T> {
 /// What is known of a connection when it is looked at.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Facts {
-    pub(crate) phase: Phase,
-    pub(crate) deadline_ms: u64,
+    pub(crate) state: State,
     pub(crate) heard_ms: u64,
     pub(crate) pinged_ms: u64,
 }
@@ -94,7 +96,8 @@ const HTTP_LOOK_MS: u64 = 1_000;
 pub(crate) fn step(facts: &Facts, settings: &ConnectionSettings, now_ms: u64) -> Step {
     let millis =
         |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    match facts.phase {
+    let State { phase, deadline_ms } = facts.state;
+    match phase {
         Phase::WebSocket => {
             let dead_ms = facts.heard_ms.saturating_add(millis(settings.heartbeat_timeout));
             if dead_ms <= now_ms {
@@ -107,10 +110,10 @@ pub(crate) fn step(facts: &Facts, settings: &ConnectionSettings, now_ms: u64) ->
             }
             Step::LookAgain(dead_ms.min(ping_ms))
         }
-        Phase::Http if facts.deadline_ms <= now_ms => Step::TooSlow,
-        _ if facts.deadline_ms <= now_ms => Step::Cut,
-        Phase::Http | Phase::Idle => Step::LookAgain(facts.deadline_ms.min(now_ms + HTTP_LOOK_MS)),
-        Phase::Closing => Step::LookAgain(facts.deadline_ms),
+        Phase::Http if deadline_ms <= now_ms => Step::TooSlow,
+        _ if deadline_ms <= now_ms => Step::Cut,
+        Phase::Http | Phase::Idle => Step::LookAgain(deadline_ms.min(now_ms + HTTP_LOOK_MS)),
+        Phase::Closing => Step::LookAgain(deadline_ms),
     }
 }
 
@@ -119,7 +122,8 @@ mod tests {
     use super::*;
 
     fn look(phase: Phase, heard_ms: u64, pinged_ms: u64, now_ms: u64) -> Step {
-        let facts = Facts { phase, deadline_ms: 5_000, heard_ms, pinged_ms };
+        let state = State { phase, deadline_ms: 5_000 };
+        let facts = Facts { state, heard_ms, pinged_ms };
         step(&facts, &ConnectionSettings::default(), now_ms)
     }
 

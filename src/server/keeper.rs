@@ -75,8 +75,7 @@ fn look_at(
 ) {
     let Some(connection) = weak.upgrade() else { return };
     let facts = Facts {
-        phase: connection.phase(),
-        deadline_ms: connection.deadline_ms(),
+        state: connection.state(),
         heard_ms: connection.heard_ms(),
         pinged_ms: connection.pinged_ms(),
     };
