@@ -89,8 +89,8 @@ pub(crate) enum Step {
     Cut,
 }
 
-/// An HTTP connection's deadline can come nearer while nobody looks; it is looked at this often.
-const HTTP_LOOK_MS: u64 = 1_000;
+/// A deadline can come nearer while nobody looks; such a connection is looked at this often.
+const LOOK_MS: u64 = 1_000;
 
 /// Decides what is to be done with a connection at `now_ms`.
 pub(crate) fn step(facts: &Facts, settings: &ConnectionSettings, now_ms: u64) -> Step {
@@ -112,8 +112,9 @@ pub(crate) fn step(facts: &Facts, settings: &ConnectionSettings, now_ms: u64) ->
         }
         Phase::Http if deadline_ms <= now_ms => Step::TooSlow,
         _ if deadline_ms <= now_ms => Step::Cut,
-        Phase::Http | Phase::Idle => Step::LookAgain(deadline_ms.min(now_ms + HTTP_LOOK_MS)),
-        Phase::Closing => Step::LookAgain(deadline_ms),
+        Phase::Http | Phase::Idle | Phase::Closing => {
+            Step::LookAgain(deadline_ms.min(now_ms + LOOK_MS))
+        }
     }
 }
 
@@ -143,7 +144,9 @@ mod tests {
         assert_eq!(look(Phase::Idle, 0, 0, 4_500), Step::LookAgain(5_000));
         assert_eq!(look(Phase::Http, 0, 0, 5_000), Step::TooSlow);
         assert_eq!(look(Phase::Idle, 0, 0, 5_000), Step::Cut);
-        assert_eq!(look(Phase::Closing, 0, 0, 0), Step::LookAgain(5_000));
+        assert_eq!(look(Phase::Closing, 0, 0, 0), Step::LookAgain(1_000));
+        assert_eq!(look(Phase::Closing, 0, 0, 4_500), Step::LookAgain(5_000));
+        assert_eq!(look(Phase::Closing, 0, 0, 5_000), Step::Cut);
     }
 
     #[test]

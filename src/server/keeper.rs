@@ -24,7 +24,7 @@ use crate::{
     server::{
         connection::{Bye, Connection},
         deadlines::{Deadlines, Facts, Step, step},
-        relay::{Shared, grace_deadline_ms},
+        relay::{Shared, grace_deadline_ms, last_resort_ms},
     },
     wire::codes::CloseCode,
 };
@@ -96,12 +96,12 @@ fn look_at(
             deadlines.push(deadline_ms, Weak::clone(weak));
         }
         Step::TooSlow if 0 < connection.received_bytes_now() => {
-            let deadline_ms = grace_deadline_ms(now_ms);
+            let deadline_ms = last_resort_ms(now_ms, &config.connections);
             connection.finish(Closed::Deadline, deadline_ms, |out| {
                 refuse(out, &Exchange::LAST, &HttpError::TooSlow);
             });
             connection.flush();
-            deadlines.push(deadline_ms, Weak::clone(weak));
+            deadlines.push(now_ms, Weak::clone(weak));
         }
         Step::TooSlow | Step::Cut => connection.cut(Closed::Deadline),
     }

@@ -27,7 +27,7 @@ use crate::{
     server::{
         connection::{Connection, Phase},
         outbox::Pushed,
-        relay::{Shared, grace_deadline_ms},
+        relay::{Shared, last_resort_ms},
         writer::Command,
     },
     topic::Topic,
@@ -174,13 +174,15 @@ impl Line {
         self.connection.enter(phase, self.shared.clock.uptime_ms() + timeout_ms);
     }
 
-    /// Says that nothing more comes after what was said. The client gets a moment to close.
+    /// Says that nothing more comes after what was said. Once the client has that, it gets a moment
+    /// to close.
     pub(crate) fn finish(&mut self, reason: Closed) {
-        let deadline_ms = grace_deadline_ms(self.shared.clock.uptime_ms());
+        let now_ms = self.shared.clock.uptime_ms();
+        let deadline_ms = last_resort_ms(now_ms, &self.config.connections);
         self.connection.finish(reason, deadline_ms, |_| {});
         self.replied = true;
         self.tell();
-        self.shared.watch(&self.connection, deadline_ms);
+        self.shared.watch(&self.connection, now_ms);
     }
 
     /// Reads what has arrived, much at once. `None` if nothing has: a line that waits does not keep

@@ -29,7 +29,7 @@ use crate::{
         random,
         sync::atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    config::Config,
+    config::{Config, ConnectionSettings},
     metrics::{Metrics, labels::Closed},
     server::{
         acceptor,
@@ -394,7 +394,19 @@ fn fit_connections(wanted: u64) -> u64 {
     }
 }
 
-/// How long before the keeper must look at a connection that closes.
+/// The shortest time that a client gets to take last words that wait behind much else.
+const LAST_RESORT: Duration = Duration::from_secs(60);
+/// As many write stalls it gets if that is longer.
+const LAST_RESORT_STALLS: u32 = 6;
+
+/// When a connection ends whose last words have been said but not sent. The writer brings it nearer
+/// once they are sent, and cuts off who takes nothing; this bounds who takes a byte now and then.
+pub(crate) fn last_resort_ms(now_ms: u64, settings: &ConnectionSettings) -> u64 {
+    let limit = settings.write_stall.saturating_mul(LAST_RESORT_STALLS).max(LAST_RESORT);
+    now_ms.saturating_add(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// When a connection ends that has been sent everything.
 pub(crate) fn grace_deadline_ms(now_ms: u64) -> u64 {
     now_ms + u64::try_from(CLOSE_GRACE.as_millis()).unwrap_or(u64::MAX)
 }

@@ -23,7 +23,7 @@ use crate::{
     server::{
         connection::{Bye, Phase, connection_name},
         line::Line,
-        relay::grace_deadline_ms,
+        relay::last_resort_ms,
         requests::check_writable,
         writer::{By, Command, Follow, OpenPattern, PatternOpened, Unfollow},
     },
@@ -344,14 +344,15 @@ impl Session {
     }
 
     /// Ends the connection with a goodbye and a close frame; reading goes on until the client has
-    /// closed its side, or its grace is over.
+    /// closed its side, or its time is over.
     #[inline(never)]
     fn end(&mut self, closed: Closed, code: CloseCode, reason: &str, text: &str) {
-        let deadline_ms = grace_deadline_ms(self.line.shared.clock.uptime_ms());
+        let now_ms = self.line.shared.clock.uptime_ms();
+        let deadline_ms = last_resort_ms(now_ms, &self.line.config().connections);
         let bye = Bye { reason, text, code, reconnect_after_ms: None };
         self.line.connection.say_bye(closed, deadline_ms, &bye);
         self.line.connection.flush();
-        self.line.shared.watch(&self.line.connection, deadline_ms);
+        self.line.shared.watch(&self.line.connection, now_ms);
     }
 
     /// Whether the last word has been said, here or by another thread.
