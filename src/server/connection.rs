@@ -34,6 +34,8 @@ pub(crate) struct Connection {
     state: AtomicU64,
     heard_ms: AtomicU64,
     pinged_ms: AtomicU64,
+    /// When the ping was sent that is to be answered.
+    asked_ms: AtomicU64,
     received_bytes: AtomicU64,
     pub(crate) sent_bytes: AtomicU64,
     reason: OnceLock<Closed>,
@@ -119,6 +121,7 @@ impl Connection {
             state: AtomicU64::new(State { phase: Phase::Http, deadline_ms }.pack()),
             heard_ms: AtomicU64::new(now_ms),
             pinged_ms: AtomicU64::new(now_ms),
+            asked_ms: AtomicU64::new(now_ms),
             received_bytes: AtomicU64::new(0),
             sent_bytes: AtomicU64::new(0),
             reason: OnceLock::new(),
@@ -182,8 +185,14 @@ impl Connection {
         self.pinged_ms.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn ping(&self, now_ms: u64, outbox_max: usize) {
+    pub(crate) fn asked_ms(&self) -> u64 {
+        self.asked_ms.load(Ordering::Relaxed)
+    }
+
+    /// Sends a ping; `asked_ms` is when the first one was sent that is still to be answered.
+    pub(crate) fn ping(&self, now_ms: u64, asked_ms: u64, outbox_max: usize) {
         self.pinged_ms.store(now_ms, Ordering::Relaxed);
+        self.asked_ms.store(asked_ms, Ordering::Relaxed);
         // A full outbox needs no ping: whether the client still reads shows by itself.
         self.outbox.offer(outbox_max, frame::push_ping);
         self.flush();

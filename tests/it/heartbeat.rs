@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::json;
 
 use crate::support::{
@@ -205,4 +206,18 @@ fn a_last_answer_is_whole_however_late_it_is_read() {
     let answers = [(); 12].map(|()| slow.reply(Body::Expected).json());
     assert!(answers.iter().all(|answer| answer == &answers[0]));
     assert!(slow.try_reply(Body::Expected).is_none(), "the relay ends the connection");
+}
+
+#[test]
+fn a_client_that_answers_pings_outlives_a_pause_of_the_relay() {
+    let node = Node::with(BRISK);
+    let mut peer = node.peer();
+    see_pings(&mut peer, 1);
+
+    node.signal(Signal::STOP);
+    assert_eq!(peer.receive(Duration::from_secs(5)), None);
+    node.signal(Signal::CONT);
+
+    see_pings(&mut peer, 6);
+    peer.fence();
 }
