@@ -233,6 +233,14 @@ impl Connection {
         self.finish(reason, deadline_ms, |out| bye.write(out));
     }
 
+    /// Lets go out what was said, and nothing more in: its reader ends at once.
+    pub(crate) fn retire(&self, reason: Closed, deadline_ms: u64) {
+        self.finish(reason, deadline_ms, |_| {});
+        self.flush();
+        // An error means that the socket is gone already.
+        drop(self.socket.shutdown(Shutdown::Read));
+    }
+
     /// Ends the connection now: both halves of the socket, and whoever waits for room.
     pub(crate) fn cut(&self, reason: Closed) {
         self.note_reason(reason);

@@ -94,7 +94,7 @@ fn serve_http(mut line: Line) -> Option<(Line, Vec<u8>)> {
             Err(error) => return refuse_and_end(&mut line, &Exchange::LAST, &error),
         };
         let exchange = Exchange::of(&head, caller);
-        match routes::upgrade(&head) {
+        match routes::upgrade(&line.shared, &head) {
             Ok(None) => {}
             Ok(Some(upgrade)) => return Some(become_websocket(line, &upgrade, input)),
             Err(error) => return refuse_and_end(&mut line, &exchange, &error),
@@ -107,13 +107,14 @@ fn serve_http(mut line: Line) -> Option<(Line, Vec<u8>)> {
         let Answer { bytes, status } = routes::answer(&mut line, &head, &exchange, &body);
         routes::count(&line.shared.metrics, status);
         line.reply(|out| out.extend_from_slice(&bytes));
+        let timeout = line.config().connections.idle_timeout;
+        line.enter(Phase::Idle, timeout);
+        // After entering the phase: a stop that begins now finds it, or is found here.
         let over = line.connection.phase() == Phase::Closing || line.shared.readiness().is_err();
         if over || !exchange.keep_alive {
             end(&mut line);
             return None;
         }
-        let timeout = line.config().connections.idle_timeout;
-        line.enter(Phase::Idle, timeout);
     }
 }
 

@@ -41,7 +41,10 @@ use crate::{
         writer::{Command, Waker, Writer, WriterHandle, WriterParts},
     },
     topic::Registry,
-    wire::codes::CloseCode,
+    wire::{
+        codes::{CloseCode, Code},
+        request::Refusal,
+    },
 };
 
 /// What all threads of one relay share.
@@ -96,10 +99,34 @@ impl Shared {
 
     /// Whether the relay can serve, or why not.
     pub(crate) fn readiness(&self) -> Result<(), &'static str> {
-        if self.draining.load(Ordering::Relaxed) {
-            return Err("the relay is stopping");
+        // SeqCst: see `Connection::state`.
+        if self.draining.load(Ordering::SeqCst) {
+            return Err(STOPPING);
         }
         Ok(())
+    }
+
+    /// As [`Shared::readiness`], for who asks to stay: with a time to come back.
+    pub(crate) fn admit(&self) -> Result<(), Refusal> {
+        self.readiness().map_err(|why| {
+            let after_ms = 1 + random::below(self.drain_ms().max(1));
+            Refusal { retry_after_ms: Some(after_ms), ..Refusal::new(Code::Unavailable, why) }
+        })
+    }
+
+    /// Tells one client that the relay stops and when to come back: each at its own time within the
+    /// drain window, so that a restart is not met by all of them at once. It has until
+    /// `deadline_ms` at most.
+    pub(crate) fn say_stopping(&self, connection: &Connection, deadline_ms: u64) {
+        let after = Some(random::below(self.drain_ms().max(1)));
+        let code = CloseCode::GoingAway;
+        let bye = Bye { reason: "shutdown", text: STOPPING, code, reconnect_after_ms: after };
+        connection.say_bye(Closed::Shutdown, deadline_ms, &bye);
+        connection.flush();
+    }
+
+    pub(crate) fn drain_ms(&self) -> u64 {
+        u64::try_from(self.config().1.drain.as_millis()).unwrap_or(u64::MAX / 2)
     }
 
     /// Refreshes the gauges that are read rather than kept.
@@ -113,6 +140,8 @@ impl Shared {
         self.metrics.threads.set((self.crew.running() + fixed) as u64);
     }
 }
+
+const STOPPING: &str = "the relay is stopping";
 
 /// A running relay.
 ///
@@ -276,7 +305,8 @@ impl Server {
         let clock = &shared.clock;
         let drain = shared.config().1.drain;
         let deadline = clock.now() + drain;
-        shared.draining.store(true, Ordering::Relaxed);
+        // SeqCst: see `Connection::state`.
+        shared.draining.store(true, Ordering::SeqCst);
         shared.stop.raise(crate::base::lifecycle::Cause::Requested);
         for listener in &listeners {
             // Wakes the acceptor, which sees that the relay stops.
@@ -306,23 +336,16 @@ impl Server {
 /// What threads get to end in, after the drain time.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 
-/// Tells every client to come back, each at its own time within the drain window, so that a
-/// restart is not met by all of them at once.
+/// Tells every client that the relay stops.
 fn say_bye_to_all(shared: &Arc<Shared>, drain: Duration) {
     let window_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX);
     let deadline_ms = shared.clock.uptime_ms() + window_ms;
     for connection in shared.roster.all() {
         match connection.phase() {
-            Phase::WebSocket => {
-                let code = CloseCode::GoingAway;
-                let after = Some(random::below(window_ms.max(1)));
-                let text = "the relay is stopping";
-                let bye = Bye { reason: "shutdown", text, code, reconnect_after_ms: after };
-                connection.say_bye(Closed::Shutdown, deadline_ms, &bye);
-                connection.flush();
-            }
-            // Nobody waits for an answer.
-            Phase::Idle => connection.cut(Closed::Shutdown),
+            Phase::WebSocket => shared.say_stopping(&connection, deadline_ms),
+            // Nobody waits for an answer, except one that is on its way.
+            Phase::Idle => connection.retire(Closed::Shutdown, deadline_ms),
+            // Readers look themselves when they have answered, or are asked for a WebSocket.
             Phase::Http | Phase::Closing => {}
         }
     }

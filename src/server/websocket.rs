@@ -95,7 +95,13 @@ fn open(line: Line, received: Vec<u8>) -> (Box<Session>, Context) {
         next_subscription: 0,
         topic: None,
     });
-    session.line.connection.enter(Phase::WebSocket, 0);
+    let (shared, connection) = (&session.line.shared, &session.line.connection);
+    connection.enter(Phase::WebSocket, 0);
+    // After entering the phase: a stop that begins now finds it, or is found here.
+    if shared.readiness().is_err() {
+        shared.say_stopping(connection, shared.clock.uptime_ms() + shared.drain_ms());
+        shared.watch(connection, shared.clock.uptime_ms());
+    }
     let max_message = session.line.config().connections.max_message;
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER_BYTES)
