@@ -14,7 +14,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     sync::{Arc, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use socket2::SockRef;
@@ -22,7 +22,7 @@ use socket2::SockRef;
 use crate::{
     base::{
         clock::Clock,
-        lane::{self, Inlet},
+        lane::{self, Inlet, Receiver},
         lifecycle::{Crew, Group, OnPanic, Panics, Stop},
         limits::{CLOSE_GRACE, WORKER_STACK_BYTES},
         lock::{Rank, Ranked},
@@ -143,7 +143,8 @@ impl Shared {
 
 const STOPPING: &str = "the relay is stopping";
 
-/// A running relay.
+/// A running relay. Dropping it stops it, and gives clients a second at most; [`Server::stop`] gives
+/// them the configured drain time, and says how it went.
 ///
 /// ```
 /// use landline::{config::Config, server::Server};
@@ -158,6 +159,12 @@ const STOPPING: &str = "the relay is stopping";
 pub struct Server {
     shared: Arc<Shared>,
     addresses: Vec<SocketAddr>,
+    /// `None` once it has stopped.
+    threads: Option<Threads>,
+}
+
+/// The threads of a relay that others depend on, and what wakes the acceptors.
+struct Threads {
     listeners: Vec<Arc<TcpListener>>,
     acceptors: Group,
     keeper: Group,
@@ -205,14 +212,19 @@ impl Server {
 
         let mut writers = Group::new(stop.clone(), Arc::clone(&panics));
         let (keeper_inlet, keeper_outlet) = lane::open(lane::DEADLINES);
-        let handles = start_writers(&mut writers, &config, &clock, &metrics, &keeper_inlet)?;
+        let mut handles = Vec::with_capacity(config.writers);
+        let common = (&config, &clock, &metrics, &keeper_inlet);
+        if let Err(error) = start_writers(&mut writers, &mut handles, common) {
+            end_writers(&handles, writers, clock.now() + LAST_MOMENT);
+            return Err(error);
+        }
         let limit = lane::COMMANDS.capacity * config.writers;
         metrics.commands_limit.set(limit as u64);
         let topics = config.topics.clone();
         let shared = Arc::new(Shared {
             registry: Registry::new(topics, config.writers, clock.clone(), Arc::clone(&metrics)),
             roster: Roster::new(Arc::clone(&metrics)),
-            writers: handles,
+            writers: handles.into(),
             crew: Crew::new(stop.clone(), Arc::clone(&panics)),
             stop: stop.clone(),
             connections_max,
@@ -228,25 +240,16 @@ impl Server {
             clock,
             metrics,
         });
-        let mut server = Server {
-            shared: Arc::clone(&shared),
-            addresses: Vec::new(),
+        let mut threads = Threads {
             listeners: Vec::new(),
             acceptors: Group::new(stop.clone(), Arc::clone(&panics)),
             keeper: Group::new(stop, panics),
             writers,
         };
-        let keeper_shared = Arc::clone(&shared);
-        let body = move || keeper::run(&keeper_shared, &keeper_outlet);
-        spawn(&mut server.keeper, "keeper".to_owned(), body)?;
-        for (index, (listener, address)) in bound.into_iter().enumerate() {
-            let listener = Arc::new(listener);
-            let (shared, own) = (Arc::clone(&shared), Arc::clone(&listener));
-            let body = move || acceptor::run(&shared, &own);
-            spawn(&mut server.acceptors, format!("accept-{index}"), body)?;
-            server.addresses.push(address);
-            server.listeners.push(listener);
-        }
+        let served = threads.serve(&shared, bound, keeper_outlet);
+        // From here on, dropping it is what stops it.
+        let mut server = Server { shared, addresses: Vec::new(), threads: Some(threads) };
+        server.addresses = served?;
         Ok(server)
     }
 
@@ -300,10 +303,52 @@ impl Server {
     ///
     /// At most the configured drain time and a second.
     #[must_use]
-    pub fn stop(self) -> StopReport {
-        let Server { shared, listeners, acceptors, keeper, writers, .. } = self;
+    pub fn stop(mut self) -> StopReport {
+        let drain = self.shared.config().1.drain;
+        match self.threads.take() {
+            Some(threads) => threads.stop(&self.shared, drain),
+            None => StopReport { late: Vec::new(), cut: 0 },
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let Some(threads) = self.threads.take() else { return };
+        let drain = self.shared.config().1.drain.min(DRAIN_ON_DROP);
+        let StopReport { late, .. } = threads.stop(&self.shared, drain);
+        if !late.is_empty() {
+            log::warn!("threads did not end in time names=\"{}\"", late.join(", "));
+        }
+    }
+}
+
+impl Threads {
+    /// Starts the keeper and the acceptors. Returns where they listen.
+    fn serve(
+        &mut self,
+        shared: &Arc<Shared>,
+        bound: Vec<(TcpListener, SocketAddr)>,
+        watches: Receiver<Watch>,
+    ) -> Result<Vec<SocketAddr>, StartError> {
+        let keeper_shared = Arc::clone(shared);
+        let body = move || keeper::run(&keeper_shared, &watches);
+        spawn(&mut self.keeper, "keeper".to_owned(), body)?;
+        let mut addresses = Vec::with_capacity(bound.len());
+        for (index, (listener, address)) in bound.into_iter().enumerate() {
+            let listener = Arc::new(listener);
+            let (shared, own) = (Arc::clone(shared), Arc::clone(&listener));
+            let body = move || acceptor::run(&shared, &own);
+            spawn(&mut self.acceptors, format!("accept-{index}"), body)?;
+            addresses.push(address);
+            self.listeners.push(listener);
+        }
+        Ok(addresses)
+    }
+
+    fn stop(self, shared: &Arc<Shared>, drain: Duration) -> StopReport {
+        let Threads { listeners, acceptors, keeper, writers } = self;
         let clock = &shared.clock;
-        let drain = shared.config().1.drain;
         let deadline = clock.now() + drain;
         // SeqCst: see `Connection::state`.
         shared.draining.store(true, Ordering::SeqCst);
@@ -313,7 +358,7 @@ impl Server {
             drop(SockRef::from(&**listener).shutdown(std::net::Shutdown::Both));
         }
         let mut late = acceptors.join(deadline);
-        say_bye_to_all(&shared, drain);
+        say_bye_to_all(shared, drain);
         _ = shared.crew.join(clock, deadline);
         let left = shared.roster.all();
         for connection in &left {
@@ -325,14 +370,13 @@ impl Server {
         shared.drained.store(true, Ordering::Relaxed);
         drop(shared.keeper.offer(Watch { connection: Weak::new(), at_ms: 0 }));
         late.extend(keeper.join(last));
-        for writer in &shared.writers {
-            writer.send(Command::Stop);
-        }
-        late.extend(writers.join(last));
+        late.extend(end_writers(&shared.writers, writers, last));
         StopReport { late, cut: left.len() }
     }
 }
 
+/// The drain time of a relay that is dropped rather than stopped.
+const DRAIN_ON_DROP: Duration = Duration::from_secs(1);
 /// What threads get to end in, after the drain time.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 
@@ -365,14 +409,12 @@ fn bind_all(listen: &[String]) -> Result<Vec<(TcpListener, SocketAddr)>, StartEr
         .collect()
 }
 
+/// Starts the writers. On an error, those in `handles` run and are to be ended.
 fn start_writers(
     group: &mut Group,
-    config: &Config,
-    clock: &Clock,
-    metrics: &Arc<Metrics>,
-    keeper: &Inlet<Watch>,
-) -> Result<Box<[WriterHandle]>, StartError> {
-    let mut handles = Vec::with_capacity(config.writers);
+    handles: &mut Vec<WriterHandle>,
+    (config, clock, metrics, keeper): (&Config, &Clock, &Arc<Metrics>, &Inlet<Watch>),
+) -> Result<(), StartError> {
     for index in 0..config.writers {
         let (inlet, inbox) = lane::open(lane::COMMANDS);
         let waker = Waker::new().map_err(|source| StartError::Bell { writer: index, source })?;
@@ -389,7 +431,15 @@ fn start_writers(
         spawn(group, format!("writer-{index}"), move || Writer::new(parts).run())?;
         handles.push(WriterHandle { inlet, waker });
     }
-    Ok(handles.into())
+    Ok(())
+}
+
+/// Returns the names of those that had not ended at the deadline.
+fn end_writers(handles: &[WriterHandle], group: Group, deadline: Instant) -> Vec<String> {
+    for handle in handles {
+        handle.send(Command::Stop);
+    }
+    group.join(deadline)
 }
 
 fn spawn(
@@ -432,4 +482,21 @@ pub(crate) fn last_resort_ms(now_ms: u64, settings: &ConnectionSettings) -> u64 
 /// When a connection ends that has been sent everything.
 pub(crate) fn grace_deadline_ms(now_ms: u64) -> u64 {
     now_ms + u64::try_from(CLOSE_GRACE.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writers_that_were_started_in_vain_end() {
+        let config = Config { writers: 3, ..Config::default() };
+        let (clock, metrics) = (Clock::default(), Arc::new(Metrics::default()));
+        let (keeper, _watches) = lane::open(lane::DEADLINES);
+        let mut group = Group::new(Stop::default(), Panics::default());
+        let mut handles = Vec::new();
+        start_writers(&mut group, &mut handles, (&config, &clock, &metrics, &keeper)).unwrap();
+        let late = end_writers(&handles, group, clock.now() + Duration::from_secs(30));
+        assert_eq!(late, [""; 0]);
+    }
 }
