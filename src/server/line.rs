@@ -11,6 +11,7 @@
 
 use std::{
     io::{self, Read, Write},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::Arc,
     time::Duration,
 };
@@ -88,6 +89,21 @@ impl Line {
             config,
             generation,
         }
+    }
+
+    /// A line as a reader of `shared` has one, from a client of its own.
+    #[cfg(test)]
+    pub(crate) fn of_test(shared: &Arc<Shared>, address: std::net::SocketAddr) -> Self {
+        let birth = crate::server::connection::Birth {
+            id: u64::MAX,
+            peer: address,
+            socket: std::net::TcpStream::connect(address).unwrap(),
+            writer: 0,
+            handle: shared.writers[0].clone(),
+            now_ms: 0,
+            deadline_ms: u64::MAX,
+        };
+        Self::new(Arc::clone(shared), Arc::new(Connection::new(birth)))
     }
 
     /// The settings in force when this line last waited.
@@ -226,6 +242,18 @@ impl Line {
         self.connection.heard(self.shared.clock.uptime_ms(), got);
         self.shared.metrics.received_bytes.add(got as u64);
     }
+}
+
+/// Does `work`, and then `clean_up` also if `work` panicked, which then goes on. Not a destructor's
+/// business: a lock that is taken while a panic unwinds counts as torn for everybody.
+pub(crate) fn finally<T, R>(
+    subject: &mut T,
+    work: impl FnOnce(&mut T) -> R,
+    clean_up: impl FnOnce(&mut T),
+) -> R {
+    let outcome = catch_unwind(AssertUnwindSafe(|| work(subject)));
+    clean_up(subject);
+    outcome.unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 impl Read for Line {

@@ -253,6 +253,11 @@ impl Server {
         Ok(server)
     }
 
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     /// Where the relay listens, with the real ports.
     #[must_use]
     pub fn addresses(&self) -> &[SocketAddr] {
