@@ -26,7 +26,7 @@ use crate::{
     server::{
         connection::{Birth, Connection},
         reader,
-        relay::Shared,
+        relay::{Shared, grace_deadline_ms},
         writer::Command,
     },
 };
@@ -133,7 +133,8 @@ fn admit(
         if let Some(suppressed) = shared.accept_errors.allow(now_ms) {
             log::warn!("cannot start a reader error=\"{error}\" suppressed={suppressed}");
         }
-        connection.finish(Closed::Deadline, now_ms, |out| {
+        // The keeper must not cut it before the writer has said it; the writer drops it then.
+        connection.finish(Closed::Deadline, grace_deadline_ms(now_ms), |out| {
             out.extend_from_slice(TOO_MANY_CONNECTIONS);
         });
         connection.command(Command::Detach { connection: id });

@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    base::sync::atomic::{AtomicU8, AtomicU64, Ordering},
+    base::sync::atomic::{AtomicU64, Ordering},
     metrics::labels::Closed,
     server::{
         outbox::Outbox,
@@ -30,11 +30,12 @@ pub(crate) struct Connection {
     pub(crate) writer: usize,
     handle: WriterHandle,
     pub(crate) opened_ms: u64,
-    phase: AtomicU8,
-    /// When the phase ends at the latest; milliseconds since the relay's start, like all here.
-    deadline_ms: AtomicU64,
+    /// A [`State`]. Times are milliseconds since the relay's start, like all here.
+    state: AtomicU64,
     heard_ms: AtomicU64,
     pinged_ms: AtomicU64,
+    /// When the ping was sent that is to be answered.
+    asked_ms: AtomicU64,
     received_bytes: AtomicU64,
     pub(crate) sent_bytes: AtomicU64,
     reason: OnceLock<Closed>,
@@ -42,7 +43,7 @@ pub(crate) struct Connection {
 
 /// What a connection is doing, which decides its deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
+#[repr(u64)]
 pub(crate) enum Phase {
     /// Waiting for a request, or for the rest of one.
     Http,
@@ -53,8 +54,46 @@ pub(crate) enum Phase {
     Closing,
 }
 
-impl Phase {
-    const ALL: [Phase; 4] = [Phase::Http, Phase::Idle, Phase::WebSocket, Phase::Closing];
+/// A phase, and when it ends at the latest. Both are one word, so that they change together: a
+/// phase with another one's deadline would be a connection that is cut too early, or never.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct State {
+    pub(crate) phase: Phase,
+    pub(crate) deadline_ms: u64,
+}
+
+impl State {
+    const DEADLINE_BITS: u32 = 62;
+    const DEADLINE_MAX: u64 = (1 << Self::DEADLINE_BITS) - 1;
+
+    fn pack(self) -> u64 {
+        (self.phase as u64) << Self::DEADLINE_BITS | self.deadline_ms.min(Self::DEADLINE_MAX)
+    }
+
+    fn unpack(word: u64) -> Self {
+        let phase = match word >> Self::DEADLINE_BITS {
+            0 => Phase::Http,
+            1 => Phase::Idle,
+            2 => Phase::WebSocket,
+            _ => Phase::Closing,
+        };
+        Self { phase, deadline_ms: word & Self::DEADLINE_MAX }
+    }
+
+    /// What becomes of it when `next` is to begin: the last word is the last.
+    fn enter(self, next: State) -> State {
+        if self.phase == Phase::Closing { self } else { next }
+    }
+
+    /// What becomes of it when the last word is said. Who says a further one cannot delay the end.
+    fn close(self, deadline_ms: u64) -> State {
+        let before_ms = if self.phase == Phase::Closing { self.deadline_ms } else { u64::MAX };
+        State { phase: Phase::Closing, deadline_ms: deadline_ms.min(before_ms) }
+    }
+
+    fn hurry(self, deadline_ms: u64) -> State {
+        State { deadline_ms: self.deadline_ms.min(deadline_ms), ..self }
+    }
 }
 
 /// What a new connection is made of.
@@ -79,10 +118,10 @@ impl Connection {
             writer,
             handle,
             opened_ms: now_ms,
-            phase: AtomicU8::new(Phase::Http as u8),
-            deadline_ms: AtomicU64::new(deadline_ms),
+            state: AtomicU64::new(State { phase: Phase::Http, deadline_ms }.pack()),
             heard_ms: AtomicU64::new(now_ms),
             pinged_ms: AtomicU64::new(now_ms),
+            asked_ms: AtomicU64::new(now_ms),
             received_bytes: AtomicU64::new(0),
             sent_bytes: AtomicU64::new(0),
             reason: OnceLock::new(),
@@ -106,28 +145,34 @@ impl Connection {
     }
 
     pub(crate) fn phase(&self) -> Phase {
-        // Relaxed here and below: each value stands alone; the keeper looks again later.
-        Phase::ALL[usize::from(self.phase.load(Ordering::Relaxed))]
+        self.state().phase
     }
 
+    pub(crate) fn state(&self) -> State {
+        // SeqCst here and in `change`: a reader enters a phase and then asks whether the relay
+        // stops, and a stop says so and then looks at phases; one of them must see the other.
+        State::unpack(self.state.load(Ordering::SeqCst))
+    }
+
+    /// Enters a phase, unless the last word has been said.
     pub(crate) fn enter(&self, phase: Phase, deadline_ms: u64) {
-        if self.phase() != Phase::Closing {
-            self.deadline_ms.store(deadline_ms, Ordering::Relaxed);
-            self.phase.store(phase as u8, Ordering::Relaxed);
-        }
-    }
-
-    pub(crate) fn deadline_ms(&self) -> u64 {
-        self.deadline_ms.load(Ordering::Relaxed)
+        self.change(|state| state.enter(State { phase, deadline_ms }));
     }
 
     /// Lets the phase end at `deadline_ms` if it would end later.
     pub(crate) fn hurry(&self, deadline_ms: u64) {
-        self.deadline_ms.fetch_min(deadline_ms, Ordering::Relaxed);
+        self.change(|state| state.hurry(deadline_ms));
+    }
+
+    fn change(&self, change: impl Fn(State) -> State) {
+        let change = |word| Some(change(State::unpack(word)).pack());
+        // Never an error: the closure always has a value.
+        _ = self.state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, change);
     }
 
     /// Notes that the client was heard.
     pub(crate) fn heard(&self, now_ms: u64, bytes: usize) {
+        // Relaxed here and below: each value stands alone; the keeper looks again later.
         self.heard_ms.store(now_ms, Ordering::Relaxed);
         self.received_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
@@ -140,8 +185,14 @@ impl Connection {
         self.pinged_ms.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn ping(&self, now_ms: u64, outbox_max: usize) {
+    pub(crate) fn asked_ms(&self) -> u64 {
+        self.asked_ms.load(Ordering::Relaxed)
+    }
+
+    /// Sends a ping; `asked_ms` is when the first one was sent that is still to be answered.
+    pub(crate) fn ping(&self, now_ms: u64, asked_ms: u64, outbox_max: usize) {
         self.pinged_ms.store(now_ms, Ordering::Relaxed);
+        self.asked_ms.store(asked_ms, Ordering::Relaxed);
         // A full outbox needs no ping: whether the client still reads shows by itself.
         self.outbox.offer(outbox_max, frame::push_ping);
         self.flush();
@@ -173,14 +224,21 @@ impl Connection {
         write: impl FnOnce(&mut Vec<u8>),
     ) {
         self.note_reason(reason);
-        self.deadline_ms.store(deadline_ms, Ordering::Relaxed);
-        self.phase.store(Phase::Closing as u8, Ordering::Relaxed);
+        self.change(|state| state.close(deadline_ms));
         self.outbox.finish(write);
     }
 
     /// As [`Connection::finish`], with a `bye` and a close frame.
     pub(crate) fn say_bye(&self, reason: Closed, deadline_ms: u64, bye: &Bye<'_>) {
         self.finish(reason, deadline_ms, |out| bye.write(out));
+    }
+
+    /// Lets go out what was said, and nothing more in: its reader ends at once.
+    pub(crate) fn retire(&self, reason: Closed, deadline_ms: u64) {
+        self.finish(reason, deadline_ms, |_| {});
+        self.flush();
+        // An error means that the socket is gone already.
+        drop(self.socket.shutdown(Shutdown::Read));
     }
 
     /// Ends the connection now: both halves of the socket, and whoever waits for room.
@@ -213,4 +271,41 @@ impl Bye<'_> {
 /// A connection's name in the protocol and the logs.
 pub(crate) fn connection_name(id: u64) -> String {
     format!("c{id}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PHASES: [Phase; 4] = [Phase::Http, Phase::Idle, Phase::WebSocket, Phase::Closing];
+
+    #[test]
+    fn a_state_survives_its_word() {
+        for phase in PHASES {
+            for deadline_ms in [0, 1, State::DEADLINE_MAX] {
+                let state = State { phase, deadline_ms };
+                assert_eq!(State::unpack(state.pack()), state);
+            }
+            let never = State { phase, deadline_ms: u64::MAX };
+            let longest = State { phase, deadline_ms: State::DEADLINE_MAX };
+            assert_eq!(State::unpack(never.pack()), longest);
+        }
+    }
+
+    #[test]
+    fn nothing_follows_the_last_word_and_its_deadline_only_comes_nearer() {
+        for phase in PHASES {
+            let closed = State { phase, deadline_ms: 0 }.close(500);
+            let expected = if phase == Phase::Closing { 0 } else { 500 };
+            assert_eq!(closed, State { phase: Phase::Closing, deadline_ms: expected });
+        }
+        let closed = State { phase: Phase::WebSocket, deadline_ms: 0 }.close(500);
+        for phase in PHASES {
+            assert_eq!(closed.enter(State { phase, deadline_ms: 9_000 }), closed);
+        }
+        assert_eq!(closed.close(9_000), closed);
+        assert_eq!(closed.hurry(9_000), closed);
+        assert_eq!(closed.hurry(300).deadline_ms, 300);
+        assert_eq!(closed.close(300).deadline_ms, 300);
+    }
 }

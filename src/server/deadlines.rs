@@ -7,7 +7,10 @@ use std::{
     collections::BinaryHeap,
 };
 
-use crate::{config::ConnectionSettings, server::connection::Phase};
+use crate::{
+    config::ConnectionSettings,
+    server::connection::{Phase, State},
+};
 
 /// Things to be looked at, the next one first. Times are milliseconds of uptime.
 pub(crate) struct Deadlines<T> {
@@ -66,10 +69,13 @@ impl<T> Ord for Entry<T> {
 /// What is known of a connection when it is looked at.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Facts {
-    pub(crate) phase: Phase,
-    pub(crate) deadline_ms: u64,
+    pub(crate) state: State,
     pub(crate) heard_ms: u64,
     pub(crate) pinged_ms: u64,
+    /// When the ping was sent that the client must answer: the first since it was heard.
+    pub(crate) asked_ms: u64,
+    /// When the relay last went on after a pause: of its machine, of its process, of its keeper.
+    pub(crate) resumed_ms: u64,
 }
 
 /// What is to be done with it.
@@ -77,8 +83,8 @@ pub(crate) struct Facts {
 pub(crate) enum Step {
     /// Nothing before this time.
     LookAgain(u64),
-    /// Send a ping, and look again at this time.
-    Ping(u64),
+    /// Send a ping, and look again.
+    Ping { asked_ms: u64, again_ms: u64 },
     /// Say goodbye for having been silent.
     SayBye,
     /// Say that a request took too long, if there is the beginning of one.
@@ -87,30 +93,48 @@ pub(crate) enum Step {
     Cut,
 }
 
-/// An HTTP connection's deadline can come nearer while nobody looks; it is looked at this often.
-const HTTP_LOOK_MS: u64 = 1_000;
+/// A deadline can come nearer while nobody looks; such a connection is looked at this often.
+const LOOK_MS: u64 = 1_000;
+
+/// Who comes this late was not merely busy.
+const LATE_MS: u64 = 1_000;
+
+/// Whether something that was due at `due_ms` is so late that the relay must have been paused: what
+/// did not come meanwhile may have come in vain.
+pub(crate) fn is_late(due_ms: u64, now_ms: u64) -> bool {
+    due_ms.saturating_add(LATE_MS) < now_ms
+}
 
 /// Decides what is to be done with a connection at `now_ms`.
 pub(crate) fn step(facts: &Facts, settings: &ConnectionSettings, now_ms: u64) -> Step {
     let millis =
         |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    match facts.phase {
+    let State { phase, deadline_ms } = facts.state;
+    match phase {
         Phase::WebSocket => {
-            let dead_ms = facts.heard_ms.saturating_add(millis(settings.heartbeat_timeout));
-            if dead_ms <= now_ms {
+            let timeout_ms = millis(settings.heartbeat_timeout);
+            let heartbeat_ms = millis(settings.heartbeat);
+            let silent_ms = facts.heard_ms.saturating_add(timeout_ms);
+            // Silence counts only if the client was asked, and had the time to answer.
+            let asked = facts.heard_ms < facts.asked_ms && facts.resumed_ms <= facts.asked_ms;
+            let asked_ms = if asked { facts.asked_ms } else { now_ms };
+            let window_ms = timeout_ms.saturating_sub(heartbeat_ms);
+            let dead_ms = silent_ms.max(asked_ms.saturating_add(window_ms));
+            if asked && dead_ms <= now_ms {
                 return Step::SayBye;
             }
-            let heartbeat_ms = millis(settings.heartbeat);
             let ping_ms = facts.pinged_ms.saturating_add(heartbeat_ms);
-            if ping_ms <= now_ms {
-                return Step::Ping(dead_ms.min(now_ms.saturating_add(heartbeat_ms)));
+            if ping_ms <= now_ms || (!asked && silent_ms <= now_ms) {
+                let again_ms = dead_ms.min(now_ms.saturating_add(heartbeat_ms));
+                return Step::Ping { asked_ms, again_ms };
             }
-            Step::LookAgain(dead_ms.min(ping_ms))
+            Step::LookAgain(ping_ms.min(if asked { dead_ms } else { silent_ms }))
         }
-        Phase::Http if facts.deadline_ms <= now_ms => Step::TooSlow,
-        _ if facts.deadline_ms <= now_ms => Step::Cut,
-        Phase::Http | Phase::Idle => Step::LookAgain(facts.deadline_ms.min(now_ms + HTTP_LOOK_MS)),
-        Phase::Closing => Step::LookAgain(facts.deadline_ms),
+        Phase::Http if deadline_ms <= now_ms => Step::TooSlow,
+        _ if deadline_ms <= now_ms => Step::Cut,
+        Phase::Http | Phase::Idle | Phase::Closing => {
+            Step::LookAgain(deadline_ms.min(now_ms + LOOK_MS))
+        }
     }
 }
 
@@ -119,18 +143,64 @@ mod tests {
     use super::*;
 
     fn look(phase: Phase, heard_ms: u64, pinged_ms: u64, now_ms: u64) -> Step {
-        let facts = Facts { phase, deadline_ms: 5_000, heard_ms, pinged_ms };
+        let state = State { phase, deadline_ms: 5_000 };
+        let facts = Facts { state, heard_ms, pinged_ms, asked_ms: pinged_ms, resumed_ms: 0 };
+        step(&facts, &ConnectionSettings::default(), now_ms)
+    }
+
+    fn look_after_a_pause(heard_ms: u64, asked_ms: u64, resumed_ms: u64, now_ms: u64) -> Step {
+        let state = State { phase: Phase::WebSocket, deadline_ms: 0 };
+        let facts = Facts { state, heard_ms, pinged_ms: asked_ms, asked_ms, resumed_ms };
         step(&facts, &ConnectionSettings::default(), now_ms)
     }
 
     #[test]
     fn a_websocket_is_pinged_every_heartbeat_and_given_up_after_silence() {
+        let ping = |asked_ms, again_ms| Step::Ping { asked_ms, again_ms };
         assert_eq!(look(Phase::WebSocket, 0, 0, 10_000), Step::LookAgain(25_000));
-        assert_eq!(look(Phase::WebSocket, 0, 0, 25_000), Step::Ping(50_000));
-        assert_eq!(look(Phase::WebSocket, 0, 25_000, 50_000), Step::Ping(54_000));
-        assert_eq!(look(Phase::WebSocket, 0, 50_000, 53_999), Step::LookAgain(54_000));
-        assert_eq!(look(Phase::WebSocket, 0, 50_000, 54_000), Step::SayBye);
+        assert_eq!(look(Phase::WebSocket, 0, 0, 25_000), ping(25_000, 50_000));
+        assert_eq!(look(Phase::WebSocket, 0, 25_000, 50_000), ping(25_000, 54_000));
+        assert_eq!(look(Phase::WebSocket, 0, 25_000, 54_000), Step::SayBye);
         assert_eq!(look(Phase::WebSocket, 51_000, 50_000, 54_000), Step::LookAgain(75_000));
+    }
+
+    #[test]
+    fn a_further_ping_gives_no_further_time() {
+        let state = State { phase: Phase::WebSocket, deadline_ms: 0 };
+        let facts =
+            Facts { state, heard_ms: 0, pinged_ms: 50_000, asked_ms: 25_000, resumed_ms: 0 };
+        let settings = ConnectionSettings::default();
+        assert_eq!(step(&facts, &settings, 53_999), Step::LookAgain(54_000));
+        assert_eq!(step(&facts, &settings, 54_000), Step::SayBye);
+    }
+
+    #[test]
+    fn a_client_that_was_never_asked_is_asked_however_long_it_was_silent() {
+        let asked = look(Phase::WebSocket, 0, 0, 90_000);
+        assert_eq!(asked, Step::Ping { asked_ms: 90_000, again_ms: 115_000 });
+        // It is heard no more; what it was asked before it was last heard does not count.
+        assert_eq!(look_after_a_pause(0, 90_000, 0, 115_000 - 1), Step::LookAgain(115_000));
+        assert_eq!(look_after_a_pause(0, 90_000, 0, 119_000), Step::SayBye);
+        let asked = look_after_a_pause(30_000, 25_000, 0, 90_000);
+        assert_eq!(asked, Step::Ping { asked_ms: 90_000, again_ms: 115_000 });
+    }
+
+    #[test]
+    fn a_question_from_before_a_pause_is_asked_again() {
+        let asked = look_after_a_pause(0, 25_000, 90_000, 90_000);
+        assert_eq!(asked, Step::Ping { asked_ms: 90_000, again_ms: 115_000 });
+        assert_eq!(look_after_a_pause(0, 90_000, 90_000, 118_999), {
+            Step::Ping { asked_ms: 90_000, again_ms: 119_000 }
+        });
+        assert_eq!(look_after_a_pause(0, 90_000, 90_000, 119_000), Step::SayBye);
+    }
+
+    #[test]
+    fn who_is_a_little_late_was_not_paused() {
+        assert!(!is_late(5_000, 4_000));
+        assert!(!is_late(5_000, 6_000));
+        assert!(is_late(5_000, 6_001));
+        assert!(!is_late(u64::MAX, u64::MAX));
     }
 
     #[test]
@@ -139,7 +209,9 @@ mod tests {
         assert_eq!(look(Phase::Idle, 0, 0, 4_500), Step::LookAgain(5_000));
         assert_eq!(look(Phase::Http, 0, 0, 5_000), Step::TooSlow);
         assert_eq!(look(Phase::Idle, 0, 0, 5_000), Step::Cut);
-        assert_eq!(look(Phase::Closing, 0, 0, 0), Step::LookAgain(5_000));
+        assert_eq!(look(Phase::Closing, 0, 0, 0), Step::LookAgain(1_000));
+        assert_eq!(look(Phase::Closing, 0, 0, 4_500), Step::LookAgain(5_000));
+        assert_eq!(look(Phase::Closing, 0, 0, 5_000), Step::Cut);
     }
 
     #[test]

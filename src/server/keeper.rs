@@ -23,8 +23,8 @@ use crate::{
     metrics::labels::Closed,
     server::{
         connection::{Bye, Connection},
-        deadlines::{Deadlines, Facts, Step, step},
-        relay::{Shared, grace_deadline_ms},
+        deadlines::{Deadlines, Facts, Step, is_late, step},
+        relay::{Shared, grace_deadline_ms, last_resort_ms},
     },
     wire::codes::CloseCode,
 };
@@ -44,15 +44,20 @@ const SWEEP_MS_MIN: u64 = 500;
 pub(crate) fn run(shared: &Arc<Shared>, inbox: &Receiver<Watch>) {
     let mut deadlines = Deadlines::new();
     let mut sweep_ms = 0;
+    let mut resumed_ms = 0;
     loop {
         let now_ms = shared.clock.uptime_ms();
+        let due_ms = deadlines.next_ms().unwrap_or(u64::MAX).min(sweep_ms);
+        if 0 < sweep_ms && is_late(due_ms, now_ms) {
+            resumed_ms = now_ms;
+        }
         if sweep_ms <= now_ms {
             shared.registry.sweep();
             let (_, config) = shared.config();
             sweep_ms = now_ms + sweep_every_ms(&config.topics);
         }
         while let Some(connection) = deadlines.pop_due(now_ms) {
-            look_at(shared, &connection, now_ms, &mut deadlines);
+            look_at(shared, &connection, Now { now_ms, resumed_ms }, &mut deadlines);
         }
         let next_ms = deadlines.next_ms().unwrap_or(u64::MAX).min(sweep_ms);
         let wait = Duration::from_millis(next_ms.saturating_sub(shared.clock.uptime_ms()));
@@ -67,24 +72,32 @@ pub(crate) fn run(shared: &Arc<Shared>, inbox: &Receiver<Watch>) {
     }
 }
 
+#[derive(Clone, Copy)]
+struct Now {
+    now_ms: u64,
+    /// When the relay last went on after a pause.
+    resumed_ms: u64,
+}
+
 fn look_at(
     shared: &Shared,
     weak: &Weak<Connection>,
-    now_ms: u64,
+    Now { now_ms, resumed_ms }: Now,
     deadlines: &mut Deadlines<Weak<Connection>>,
 ) {
     let Some(connection) = weak.upgrade() else { return };
     let facts = Facts {
-        phase: connection.phase(),
-        deadline_ms: connection.deadline_ms(),
+        state: connection.state(),
         heard_ms: connection.heard_ms(),
         pinged_ms: connection.pinged_ms(),
+        asked_ms: connection.asked_ms(),
+        resumed_ms,
     };
     let (_, config) = shared.config();
     match step(&facts, &config.connections, now_ms) {
         Step::LookAgain(at_ms) => deadlines.push(at_ms, Weak::clone(weak)),
-        Step::Ping(again_ms) => {
-            connection.ping(now_ms, config.connections.max_outbox);
+        Step::Ping { asked_ms, again_ms } => {
+            connection.ping(now_ms, asked_ms, config.connections.max_outbox);
             deadlines.push(again_ms, Weak::clone(weak));
         }
         Step::SayBye => {
@@ -97,12 +110,12 @@ fn look_at(
             deadlines.push(deadline_ms, Weak::clone(weak));
         }
         Step::TooSlow if 0 < connection.received_bytes_now() => {
-            let deadline_ms = grace_deadline_ms(now_ms);
+            let deadline_ms = last_resort_ms(now_ms, &config.connections);
             connection.finish(Closed::Deadline, deadline_ms, |out| {
                 refuse(out, &Exchange::LAST, &HttpError::TooSlow);
             });
             connection.flush();
-            deadlines.push(deadline_ms, Weak::clone(weak));
+            deadlines.push(now_ms, Weak::clone(weak));
         }
         Step::TooSlow | Step::Cut => connection.cut(Closed::Deadline),
     }

@@ -11,6 +11,7 @@
 
 use std::{
     io::{self, Read, Write},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::Arc,
     time::Duration,
 };
@@ -27,7 +28,7 @@ use crate::{
     server::{
         connection::{Connection, Phase},
         outbox::Pushed,
-        relay::{Shared, grace_deadline_ms},
+        relay::{Shared, last_resort_ms},
         writer::Command,
     },
     topic::Topic,
@@ -88,6 +89,21 @@ impl Line {
             config,
             generation,
         }
+    }
+
+    /// A line as a reader of `shared` has one, from a client of its own.
+    #[cfg(test)]
+    pub(crate) fn of_test(shared: &Arc<Shared>, address: std::net::SocketAddr) -> Self {
+        let birth = crate::server::connection::Birth {
+            id: u64::MAX,
+            peer: address,
+            socket: std::net::TcpStream::connect(address).unwrap(),
+            writer: 0,
+            handle: shared.writers[0].clone(),
+            now_ms: 0,
+            deadline_ms: u64::MAX,
+        };
+        Self::new(Arc::clone(shared), Arc::new(Connection::new(birth)))
     }
 
     /// The settings in force when this line last waited.
@@ -174,13 +190,15 @@ impl Line {
         self.connection.enter(phase, self.shared.clock.uptime_ms() + timeout_ms);
     }
 
-    /// Says that nothing more comes after what was said. The client gets a moment to close.
+    /// Says that nothing more comes after what was said. Once the client has that, it gets a moment
+    /// to close.
     pub(crate) fn finish(&mut self, reason: Closed) {
-        let deadline_ms = grace_deadline_ms(self.shared.clock.uptime_ms());
+        let now_ms = self.shared.clock.uptime_ms();
+        let deadline_ms = last_resort_ms(now_ms, &self.config.connections);
         self.connection.finish(reason, deadline_ms, |_| {});
         self.replied = true;
         self.tell();
-        self.shared.watch(&self.connection, deadline_ms);
+        self.shared.watch(&self.connection, now_ms);
     }
 
     /// Reads what has arrived, much at once. `None` if nothing has: a line that waits does not keep
@@ -224,6 +242,18 @@ impl Line {
         self.connection.heard(self.shared.clock.uptime_ms(), got);
         self.shared.metrics.received_bytes.add(got as u64);
     }
+}
+
+/// Does `work`, and then `clean_up` also if `work` panicked, which then goes on. Not a destructor's
+/// business: a lock that is taken while a panic unwinds counts as torn for everybody.
+pub(crate) fn finally<T, R>(
+    subject: &mut T,
+    work: impl FnOnce(&mut T) -> R,
+    clean_up: impl FnOnce(&mut T),
+) -> R {
+    let outcome = catch_unwind(AssertUnwindSafe(|| work(subject)));
+    clean_up(subject);
+    outcome.unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 impl Read for Line {

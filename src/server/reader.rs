@@ -27,7 +27,7 @@ use crate::{
     name::UserName,
     server::{
         connection::{Connection, Phase, connection_name},
-        line::Line,
+        line::{Line, finally},
         relay::Shared,
         routes::{self, Answer},
         websocket,
@@ -68,52 +68,56 @@ enum Ended {
     WebSocket(Option<UserName>),
 }
 
-fn serve(line: Line) -> Ended {
-    match serve_http(line) {
+fn serve(mut line: Line) -> Ended {
+    match finally(&mut line, serve_http, Line::tell) {
         // The stack that the requests needed is free again before the long life begins.
-        Some((line, received)) => Ended::WebSocket(websocket::serve(line, received)),
+        Some(received) => Ended::WebSocket(websocket::serve(line, received)),
         None => Ended::Http,
     }
 }
 
-/// Serves requests until the connection ends or becomes a WebSocket: then the line is returned,
-/// with what was received behind the request.
+/// Serves requests until the connection ends or becomes a WebSocket: then what was received behind
+/// the request is returned.
 #[inline(never)]
-fn serve_http(mut line: Line) -> Option<(Line, Vec<u8>)> {
+fn serve_http(line: &mut Line) -> Option<Vec<u8>> {
     let mut input = Vec::new();
     let mut scanner = Scanner::default();
     loop {
-        let head = match read_head(&mut line, &mut scanner, &mut input) {
+        let head = match read_head(line, &mut scanner, &mut input) {
             Ok(Some(head)) => head,
             Ok(None) => return None,
-            Err(error) => return refuse_and_end(&mut line, &Exchange::LAST, &error),
+            Err(error) => return refuse_and_end(line, &Exchange::LAST, &error),
         };
         let config = line.config();
         let caller = match routes::admit(&head, &config.origins) {
             Ok(caller) => caller,
-            Err(error) => return refuse_and_end(&mut line, &Exchange::LAST, &error),
+            Err(error) => return refuse_and_end(line, &Exchange::LAST, &error),
         };
         let exchange = Exchange::of(&head, caller);
-        match routes::upgrade(&head) {
+        match routes::upgrade(&line.shared, &head) {
             Ok(None) => {}
-            Ok(Some(upgrade)) => return Some(become_websocket(line, &upgrade, input)),
-            Err(error) => return refuse_and_end(&mut line, &exchange, &error),
+            Ok(Some(upgrade)) => {
+                become_websocket(line, &upgrade);
+                return Some(input);
+            }
+            Err(error) => return refuse_and_end(line, &exchange, &error),
         }
-        let body = match read_body(&mut line, &head, &mut input) {
+        let body = match read_body(line, &head, &mut input) {
             Ok(Some(body)) => body,
             Ok(None) => return None,
-            Err(error) => return refuse_and_end(&mut line, &exchange, &error),
+            Err(error) => return refuse_and_end(line, &exchange, &error),
         };
-        let Answer { bytes, status } = routes::answer(&mut line, &head, &exchange, &body);
+        let Answer { bytes, status } = routes::answer(line, &head, &exchange, &body);
         routes::count(&line.shared.metrics, status);
         line.reply(|out| out.extend_from_slice(&bytes));
-        let over = line.connection.phase() == Phase::Closing || line.shared.readiness().is_err();
-        if over || !exchange.keep_alive {
-            end(&mut line);
-            return None;
-        }
         let timeout = line.config().connections.idle_timeout;
         line.enter(Phase::Idle, timeout);
+        // After entering the phase: a stop that begins now finds it, or is found here.
+        let over = line.connection.phase() == Phase::Closing || line.shared.readiness().is_err();
+        if over || !exchange.keep_alive {
+            end(line);
+            return None;
+        }
     }
 }
 
@@ -179,12 +183,11 @@ fn read_more(line: &mut Line, input: &mut Vec<u8>) -> usize {
     got
 }
 
-fn become_websocket(mut line: Line, upgrade: &Upgrade, received: Vec<u8>) -> (Line, Vec<u8>) {
+fn become_websocket(line: &mut Line, upgrade: &Upgrade) {
     line.shared.metrics.upgraded.add(1);
     line.reply(|out| {
         crate::http::response::switching_protocols(out, &upgrade.accept_key, upgrade.protocol);
     });
-    (line, received)
 }
 
 fn refuse_and_end<T>(line: &mut Line, exchange: &Exchange<'_>, error: &HttpError) -> Option<T> {

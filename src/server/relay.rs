@@ -14,7 +14,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     sync::{Arc, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use socket2::SockRef;
@@ -22,14 +22,14 @@ use socket2::SockRef;
 use crate::{
     base::{
         clock::Clock,
-        lane::{self, Inlet},
+        lane::{self, Inlet, Receiver},
         lifecycle::{Crew, Group, OnPanic, Panics, Stop},
         limits::{CLOSE_GRACE, WORKER_STACK_BYTES},
         lock::{Rank, Ranked},
         random,
         sync::atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    config::Config,
+    config::{Config, ConnectionSettings},
     metrics::{Metrics, labels::Closed},
     server::{
         acceptor,
@@ -41,7 +41,10 @@ use crate::{
         writer::{Command, Waker, Writer, WriterHandle, WriterParts},
     },
     topic::Registry,
-    wire::codes::CloseCode,
+    wire::{
+        codes::{CloseCode, Code},
+        request::Refusal,
+    },
 };
 
 /// What all threads of one relay share.
@@ -96,10 +99,34 @@ impl Shared {
 
     /// Whether the relay can serve, or why not.
     pub(crate) fn readiness(&self) -> Result<(), &'static str> {
-        if self.draining.load(Ordering::Relaxed) {
-            return Err("the relay is stopping");
+        // SeqCst: see `Connection::state`.
+        if self.draining.load(Ordering::SeqCst) {
+            return Err(STOPPING);
         }
         Ok(())
+    }
+
+    /// As [`Shared::readiness`], for who asks to stay: with a time to come back.
+    pub(crate) fn admit(&self) -> Result<(), Refusal> {
+        self.readiness().map_err(|why| {
+            let after_ms = 1 + random::below(self.drain_ms().max(1));
+            Refusal { retry_after_ms: Some(after_ms), ..Refusal::new(Code::Unavailable, why) }
+        })
+    }
+
+    /// Tells one client that the relay stops and when to come back: each at its own time within the
+    /// drain window, so that a restart is not met by all of them at once. It has until
+    /// `deadline_ms` at most.
+    pub(crate) fn say_stopping(&self, connection: &Connection, deadline_ms: u64) {
+        let after = Some(random::below(self.drain_ms().max(1)));
+        let code = CloseCode::GoingAway;
+        let bye = Bye { reason: "shutdown", text: STOPPING, code, reconnect_after_ms: after };
+        connection.say_bye(Closed::Shutdown, deadline_ms, &bye);
+        connection.flush();
+    }
+
+    pub(crate) fn drain_ms(&self) -> u64 {
+        u64::try_from(self.config().1.drain.as_millis()).unwrap_or(u64::MAX / 2)
     }
 
     /// Refreshes the gauges that are read rather than kept.
@@ -114,7 +141,10 @@ impl Shared {
     }
 }
 
-/// A running relay.
+const STOPPING: &str = "the relay is stopping";
+
+/// A running relay. Dropping it stops it, and gives clients a second at most; [`Server::stop`] gives
+/// them the configured drain time, and says how it went.
 ///
 /// ```
 /// use landline::{config::Config, server::Server};
@@ -129,6 +159,12 @@ impl Shared {
 pub struct Server {
     shared: Arc<Shared>,
     addresses: Vec<SocketAddr>,
+    /// `None` once it has stopped.
+    threads: Option<Threads>,
+}
+
+/// The threads of a relay that others depend on, and what wakes the acceptors.
+struct Threads {
     listeners: Vec<Arc<TcpListener>>,
     acceptors: Group,
     keeper: Group,
@@ -176,14 +212,19 @@ impl Server {
 
         let mut writers = Group::new(stop.clone(), Arc::clone(&panics));
         let (keeper_inlet, keeper_outlet) = lane::open(lane::DEADLINES);
-        let handles = start_writers(&mut writers, &config, &clock, &metrics, &keeper_inlet)?;
+        let mut handles = Vec::with_capacity(config.writers);
+        let common = (&config, &clock, &metrics, &keeper_inlet);
+        if let Err(error) = start_writers(&mut writers, &mut handles, common) {
+            end_writers(&handles, writers, clock.now() + LAST_MOMENT);
+            return Err(error);
+        }
         let limit = lane::COMMANDS.capacity * config.writers;
         metrics.commands_limit.set(limit as u64);
         let topics = config.topics.clone();
         let shared = Arc::new(Shared {
             registry: Registry::new(topics, config.writers, clock.clone(), Arc::clone(&metrics)),
             roster: Roster::new(Arc::clone(&metrics)),
-            writers: handles,
+            writers: handles.into(),
             crew: Crew::new(stop.clone(), Arc::clone(&panics)),
             stop: stop.clone(),
             connections_max,
@@ -199,26 +240,22 @@ impl Server {
             clock,
             metrics,
         });
-        let mut server = Server {
-            shared: Arc::clone(&shared),
-            addresses: Vec::new(),
+        let mut threads = Threads {
             listeners: Vec::new(),
             acceptors: Group::new(stop.clone(), Arc::clone(&panics)),
             keeper: Group::new(stop, panics),
             writers,
         };
-        let keeper_shared = Arc::clone(&shared);
-        let body = move || keeper::run(&keeper_shared, &keeper_outlet);
-        spawn(&mut server.keeper, "keeper".to_owned(), body)?;
-        for (index, (listener, address)) in bound.into_iter().enumerate() {
-            let listener = Arc::new(listener);
-            let (shared, own) = (Arc::clone(&shared), Arc::clone(&listener));
-            let body = move || acceptor::run(&shared, &own);
-            spawn(&mut server.acceptors, format!("accept-{index}"), body)?;
-            server.addresses.push(address);
-            server.listeners.push(listener);
-        }
+        let served = threads.serve(&shared, bound, keeper_outlet);
+        // From here on, dropping it is what stops it.
+        let mut server = Server { shared, addresses: Vec::new(), threads: Some(threads) };
+        server.addresses = served?;
         Ok(server)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     /// Where the relay listens, with the real ports.
@@ -271,19 +308,62 @@ impl Server {
     ///
     /// At most the configured drain time and a second.
     #[must_use]
-    pub fn stop(self) -> StopReport {
-        let Server { shared, listeners, acceptors, keeper, writers, .. } = self;
+    pub fn stop(mut self) -> StopReport {
+        let drain = self.shared.config().1.drain;
+        match self.threads.take() {
+            Some(threads) => threads.stop(&self.shared, drain),
+            None => StopReport { late: Vec::new(), cut: 0 },
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let Some(threads) = self.threads.take() else { return };
+        let drain = self.shared.config().1.drain.min(DRAIN_ON_DROP);
+        let StopReport { late, .. } = threads.stop(&self.shared, drain);
+        if !late.is_empty() {
+            log::warn!("threads did not end in time names=\"{}\"", late.join(", "));
+        }
+    }
+}
+
+impl Threads {
+    /// Starts the keeper and the acceptors. Returns where they listen.
+    fn serve(
+        &mut self,
+        shared: &Arc<Shared>,
+        bound: Vec<(TcpListener, SocketAddr)>,
+        watches: Receiver<Watch>,
+    ) -> Result<Vec<SocketAddr>, StartError> {
+        let keeper_shared = Arc::clone(shared);
+        let body = move || keeper::run(&keeper_shared, &watches);
+        spawn(&mut self.keeper, "keeper".to_owned(), body)?;
+        let mut addresses = Vec::with_capacity(bound.len());
+        for (index, (listener, address)) in bound.into_iter().enumerate() {
+            let listener = Arc::new(listener);
+            let (shared, own) = (Arc::clone(shared), Arc::clone(&listener));
+            let body = move || acceptor::run(&shared, &own);
+            spawn(&mut self.acceptors, format!("accept-{index}"), body)?;
+            addresses.push(address);
+            self.listeners.push(listener);
+        }
+        Ok(addresses)
+    }
+
+    fn stop(self, shared: &Arc<Shared>, drain: Duration) -> StopReport {
+        let Threads { listeners, acceptors, keeper, writers } = self;
         let clock = &shared.clock;
-        let drain = shared.config().1.drain;
         let deadline = clock.now() + drain;
-        shared.draining.store(true, Ordering::Relaxed);
+        // SeqCst: see `Connection::state`.
+        shared.draining.store(true, Ordering::SeqCst);
         shared.stop.raise(crate::base::lifecycle::Cause::Requested);
         for listener in &listeners {
             // Wakes the acceptor, which sees that the relay stops.
             drop(SockRef::from(&**listener).shutdown(std::net::Shutdown::Both));
         }
         let mut late = acceptors.join(deadline);
-        say_bye_to_all(&shared, drain);
+        say_bye_to_all(shared, drain);
         _ = shared.crew.join(clock, deadline);
         let left = shared.roster.all();
         for connection in &left {
@@ -295,34 +375,26 @@ impl Server {
         shared.drained.store(true, Ordering::Relaxed);
         drop(shared.keeper.offer(Watch { connection: Weak::new(), at_ms: 0 }));
         late.extend(keeper.join(last));
-        for writer in &shared.writers {
-            writer.send(Command::Stop);
-        }
-        late.extend(writers.join(last));
+        late.extend(end_writers(&shared.writers, writers, last));
         StopReport { late, cut: left.len() }
     }
 }
 
+/// The drain time of a relay that is dropped rather than stopped.
+const DRAIN_ON_DROP: Duration = Duration::from_secs(1);
 /// What threads get to end in, after the drain time.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 
-/// Tells every client to come back, each at its own time within the drain window, so that a
-/// restart is not met by all of them at once.
+/// Tells every client that the relay stops.
 fn say_bye_to_all(shared: &Arc<Shared>, drain: Duration) {
     let window_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX);
     let deadline_ms = shared.clock.uptime_ms() + window_ms;
     for connection in shared.roster.all() {
         match connection.phase() {
-            Phase::WebSocket => {
-                let code = CloseCode::GoingAway;
-                let after = Some(random::below(window_ms.max(1)));
-                let text = "the relay is stopping";
-                let bye = Bye { reason: "shutdown", text, code, reconnect_after_ms: after };
-                connection.say_bye(Closed::Shutdown, deadline_ms, &bye);
-                connection.flush();
-            }
-            // Nobody waits for an answer.
-            Phase::Idle => connection.cut(Closed::Shutdown),
+            Phase::WebSocket => shared.say_stopping(&connection, deadline_ms),
+            // Nobody waits for an answer, except one that is on its way.
+            Phase::Idle => connection.retire(Closed::Shutdown, deadline_ms),
+            // Readers look themselves when they have answered, or are asked for a WebSocket.
             Phase::Http | Phase::Closing => {}
         }
     }
@@ -342,14 +414,12 @@ fn bind_all(listen: &[String]) -> Result<Vec<(TcpListener, SocketAddr)>, StartEr
         .collect()
 }
 
+/// Starts the writers. On an error, those in `handles` run and are to be ended.
 fn start_writers(
     group: &mut Group,
-    config: &Config,
-    clock: &Clock,
-    metrics: &Arc<Metrics>,
-    keeper: &Inlet<Watch>,
-) -> Result<Box<[WriterHandle]>, StartError> {
-    let mut handles = Vec::with_capacity(config.writers);
+    handles: &mut Vec<WriterHandle>,
+    (config, clock, metrics, keeper): (&Config, &Clock, &Arc<Metrics>, &Inlet<Watch>),
+) -> Result<(), StartError> {
     for index in 0..config.writers {
         let (inlet, inbox) = lane::open(lane::COMMANDS);
         let waker = Waker::new().map_err(|source| StartError::Bell { writer: index, source })?;
@@ -368,7 +438,15 @@ fn start_writers(
         spawn(group, format!("writer-{index}"), move || writer.run())?;
         handles.push(WriterHandle { inlet, waker });
     }
-    Ok(handles.into())
+    Ok(())
+}
+
+/// Returns the names of those that had not ended at the deadline.
+fn end_writers(handles: &[WriterHandle], group: Group, deadline: Instant) -> Vec<String> {
+    for handle in handles {
+        handle.send(Command::Stop);
+    }
+    group.join(deadline)
 }
 
 fn spawn(
@@ -396,7 +474,36 @@ fn fit_connections(wanted: u64) -> u64 {
     }
 }
 
-/// How long before the keeper must look at a connection that closes.
+/// The shortest time that a client gets to take last words that wait behind much else.
+const LAST_RESORT: Duration = Duration::from_secs(60);
+/// As many write stalls it gets if that is longer.
+const LAST_RESORT_STALLS: u32 = 6;
+
+/// When a connection ends whose last words have been said but not sent. The writer brings it nearer
+/// once they are sent, and cuts off who takes nothing; this bounds who takes a byte now and then.
+pub(crate) fn last_resort_ms(now_ms: u64, settings: &ConnectionSettings) -> u64 {
+    let limit = settings.write_stall.saturating_mul(LAST_RESORT_STALLS).max(LAST_RESORT);
+    now_ms.saturating_add(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// When a connection ends that has been sent everything.
 pub(crate) fn grace_deadline_ms(now_ms: u64) -> u64 {
     now_ms + u64::try_from(CLOSE_GRACE.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writers_that_were_started_in_vain_end() {
+        let config = Config { writers: 3, ..Config::default() };
+        let (clock, metrics) = (Clock::default(), Arc::new(Metrics::default()));
+        let (keeper, _watches) = lane::open(lane::DEADLINES);
+        let mut group = Group::new(Stop::default(), Panics::default());
+        let mut handles = Vec::new();
+        start_writers(&mut group, &mut handles, (&config, &clock, &metrics, &keeper)).unwrap();
+        let late = end_writers(&handles, group, clock.now() + Duration::from_secs(30));
+        assert_eq!(late, [""; 0]);
+    }
 }

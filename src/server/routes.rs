@@ -55,10 +55,14 @@ pub(crate) fn admit(head: &Head, origins: &OriginSettings) -> Result<Caller, Htt
 ///
 /// # Errors
 ///
-/// The handshake breaks a rule.
-pub(crate) fn upgrade(head: &Head) -> Result<Option<Upgrade>, HttpError> {
+/// The handshake breaks a rule, or the relay is stopping.
+pub(crate) fn upgrade(shared: &Shared, head: &Head) -> Result<Option<Upgrade>, HttpError> {
     match Route::parse(head.path()) {
-        Ok(Route::WebSocket) => upgrade::check(head).map(Some),
+        Ok(Route::WebSocket) => {
+            let upgrade = upgrade::check(head)?;
+            shared.admit()?;
+            Ok(Some(upgrade))
+        }
         _ => Ok(None),
     }
 }

@@ -22,8 +22,8 @@ use crate::{
     name::{Filter, Name, Pattern, UserName},
     server::{
         connection::{Bye, Phase, connection_name},
-        line::Line,
-        relay::grace_deadline_ms,
+        line::{Line, finally},
+        relay::last_resort_ms,
         requests::check_writable,
         writer::{By, Command, Follow, OpenPattern, PatternOpened, Unfollow},
     },
@@ -60,25 +60,7 @@ type Context = Box<WebSocketContext>;
 #[inline(never)]
 pub(crate) fn serve(line: Line, received: Vec<u8>) -> Option<UserName> {
     let (mut session, mut context) = open(line, received);
-    loop {
-        match context.read(&mut session.line) {
-            Ok(Message::Text(text)) => session.handle(&text),
-            Ok(Message::Binary(_)) if session.has_ended() => {}
-            Ok(Message::Binary(_)) => session.end(
-                Closed::Protocol,
-                CloseCode::Unsupported,
-                "unsupported_data",
-                "binary frames are not part of landline.v1",
-            ),
-            Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => {}
-            Ok(Message::Close(_)) => session.line.connection.note_reason(Closed::Client),
-            Err(error) => {
-                session.fail(&error);
-                break;
-            }
-        }
-    }
-    session.leave();
+    finally(&mut *session, |session| session.run(&mut context), Session::leave);
     session.user.take()
 }
 
@@ -95,7 +77,13 @@ fn open(line: Line, received: Vec<u8>) -> (Box<Session>, Context) {
         next_subscription: 0,
         topic: None,
     });
-    session.line.connection.enter(Phase::WebSocket, 0);
+    let (shared, connection) = (&session.line.shared, &session.line.connection);
+    connection.enter(Phase::WebSocket, 0);
+    // After entering the phase: a stop that begins now finds it, or is found here.
+    if shared.readiness().is_err() {
+        shared.say_stopping(connection, shared.clock.uptime_ms() + shared.drain_ms());
+        shared.watch(connection, shared.clock.uptime_ms());
+    }
     let max_message = session.line.config().connections.max_message;
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER_BYTES)
@@ -107,6 +95,24 @@ fn open(line: Line, received: Vec<u8>) -> (Box<Session>, Context) {
 }
 
 impl Session {
+    fn run(&mut self, context: &mut WebSocketContext) {
+        loop {
+            match context.read(&mut self.line) {
+                Ok(Message::Text(text)) => self.handle(&text),
+                Ok(Message::Binary(_)) if self.has_ended() => {}
+                Ok(Message::Binary(_)) => self.end(
+                    Closed::Protocol,
+                    CloseCode::Unsupported,
+                    "unsupported_data",
+                    "binary frames are not part of landline.v1",
+                ),
+                Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => {}
+                Ok(Message::Close(_)) => self.line.connection.note_reason(Closed::Client),
+                Err(error) => return self.fail(&error),
+            }
+        }
+    }
+
     /// Handles one message. Whatever is wrong with it costs its sender an error reply and nobody
     /// else anything.
     fn handle(&mut self, text: &str) {
@@ -348,14 +354,15 @@ impl Session {
     }
 
     /// Ends the connection with a goodbye and a close frame; reading goes on until the client has
-    /// closed its side, or its grace is over.
+    /// closed its side, or its time is over.
     #[inline(never)]
     fn end(&mut self, closed: Closed, code: CloseCode, reason: &str, text: &str) {
-        let deadline_ms = grace_deadline_ms(self.line.shared.clock.uptime_ms());
+        let now_ms = self.line.shared.clock.uptime_ms();
+        let deadline_ms = last_resort_ms(now_ms, &self.line.config().connections);
         let bye = Bye { reason, text, code, reconnect_after_ms: None };
         self.line.connection.say_bye(closed, deadline_ms, &bye);
         self.line.connection.flush();
-        self.line.shared.watch(&self.line.connection, deadline_ms);
+        self.line.shared.watch(&self.line.connection, now_ms);
     }
 
     /// Whether the last word has been said, here or by another thread.
@@ -417,6 +424,48 @@ impl Session {
                 let follower = Follower { writer, connection, subscription };
                 self.line.shared.registry.unfollow_pattern(&pattern, follower);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+    use crate::{
+        config::Config,
+        server::{Server, relay::Shared},
+    };
+
+    /// A relay, and a session of it as a reader has one.
+    fn session() -> (Server, Arc<Shared>, Box<Session>) {
+        let config = Config { listen: vec!["127.0.0.1:0".into()], ..Config::default() };
+        let server = Server::start(config).unwrap();
+        let shared = Arc::clone(server.shared());
+        let line = Line::of_test(&shared, server.addresses()[0]);
+        let (session, _) = open(line, Vec::new());
+        (server, shared, session)
+    }
+
+    #[test]
+    fn a_session_that_panics_leaves_nothing_behind() {
+        let (_server, shared, mut session) = session();
+        session.handle(r#"{"type":"subscribe","topic":"a/+","id":1}"#);
+        session.handle(r#"{"type":"subscribe","topic":"b/#","id":2}"#);
+        session.handle(r#"{"type":"publish","topic":"c","data":1,"id":3}"#);
+        assert_eq!(shared.metrics.subscriptions.value(), 2);
+        assert_eq!(shared.metrics.published.sum(), 0);
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            finally(&mut *session, |_| panic!("on purpose"), Session::leave);
+        }));
+        assert!(outcome.is_err());
+        assert_eq!(shared.metrics.subscriptions.value(), 0);
+        assert_eq!(shared.metrics.published.sum(), 1);
+        // No lock was torn on the way, and nobody follows any more.
+        for topic in ["a/1", "b/1"] {
+            let topic = shared.open_topic(&Name::parse(topic).unwrap()).unwrap();
+            assert_eq!(topic.followers(), 0, "{}", topic.name());
         }
     }
 }

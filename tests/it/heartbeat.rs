@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::json;
 
 use crate::support::{
+    http::{Body, Http, request_text},
     node::{Node, wait_for_metric},
     peer::{Incoming, Peer},
     proxy::{Mode, Proxy},
@@ -184,4 +186,38 @@ fn a_client_that_ignores_its_goodbye_is_cut_long_before_the_next_heartbeat() {
     wait_for_metric(&node, &["disconnects_total", "reason=\"slow_consumer\""], 1.0);
 
     assert!(watch.elapsed() < Duration::from_secs(12), "took {:?}", watch.elapsed());
+}
+
+#[test]
+fn a_last_answer_is_whole_however_late_it_is_read() {
+    let node = Node::with(&["--heartbeat", "1s", "--max-outbox", "32MiB"]);
+    let mut publisher = node.peer();
+    publisher.publish_many("large", 50, 64 * 1024);
+    let path = "/v1/topics/large/events?from=start";
+    let first = request_text(node.addr(), "GET", path, &[], "");
+    let last = request_text(node.addr(), "GET", path, &["Connection: close"], "");
+    let mut slow = Http::connect_tiny(node.addr());
+
+    slow.send(&(first.repeat(11) + &last));
+    wait_for_metric(&node, &["server_stalled_connections"], 1.0);
+    // Longer than it may take to close its side once it has everything.
+    see_pings(&mut node.peer(), 5);
+
+    let answers = [(); 12].map(|()| slow.reply(Body::Expected).json());
+    assert!(answers.iter().all(|answer| answer == &answers[0]));
+    assert!(slow.try_reply(Body::Expected).is_none(), "the relay ends the connection");
+}
+
+#[test]
+fn a_client_that_answers_pings_outlives_a_pause_of_the_relay() {
+    let node = Node::with(BRISK);
+    let mut peer = node.peer();
+    see_pings(&mut peer, 1);
+
+    node.signal(Signal::STOP);
+    assert_eq!(peer.receive(Duration::from_secs(5)), None);
+    node.signal(Signal::CONT);
+
+    see_pings(&mut peer, 6);
+    peer.fence();
 }

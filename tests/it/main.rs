@@ -33,6 +33,8 @@ pub mod http_api;
 
 pub mod shutdown;
 
+pub mod embedded;
+
 pub mod client;
 pub mod client_support;
 

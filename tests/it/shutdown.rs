@@ -245,3 +245,25 @@ fn a_stop_delivers_what_a_slow_reader_lacks_before_it_says_bye() {
     assert_eq!(code, Some(1001));
     assert!(node.wait_exit(LIMIT).success());
 }
+
+#[test]
+fn a_handshake_that_a_stop_overtakes_is_refused_and_does_not_hold_it_up() {
+    let mut node = Node::with(&["--drain", "60s"]);
+    let request = upgrade_request(node.addr(), "");
+    let (begin, rest) = request.split_at(30);
+    let mut late = node.http();
+    late.send(begin);
+    let mut healthy = node.peer();
+
+    node.signal(Signal::TERM);
+    assert_eq!(healthy.expect("bye")["reason"], "shutdown");
+    late.send(rest);
+    let answer = late.reply(Body::Expected);
+
+    assert_eq!((answer.status, &answer.json()["code"]), (503, &json!("unavailable")));
+    let after: u64 = answer.header("retry-after").and_then(|after| after.parse().ok()).unwrap();
+    assert!((1..=60).contains(&after), "{answer:?}");
+    assert!(late.try_reply(Body::Expected).is_none(), "the relay ends the connection");
+    drop((late, healthy));
+    assert!(node.wait_exit(Duration::from_secs(25)).success(), "it took the whole drain");
+}

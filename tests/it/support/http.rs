@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    peer::{is_timeout, tcp},
+    peer::{TINY_BUFFER, is_timeout, tcp},
     wait::LIMIT,
 };
 
@@ -40,6 +40,13 @@ impl Http {
     #[must_use]
     pub fn connect(addr: SocketAddr) -> Http {
         Http { stream: tcp(addr, None), addr, rest: Vec::new() }
+    }
+
+    /// A client with a small receive buffer: it stalls the relay soon after it stops reading.
+    #[track_caller]
+    #[must_use]
+    pub fn connect_tiny(addr: SocketAddr) -> Http {
+        Http { stream: tcp(addr, Some(TINY_BUFFER)), addr, rest: Vec::new() }
     }
 
     /// Sends a request and returns the reply. `headers` are lines without their ends.
