@@ -74,7 +74,7 @@ impl<T> Ranked<T> {
         let _held = Held::enter(self.rank);
         let mut value = self.value.lock();
         self.assert_whole();
-        let _torn = TornOnUnwind(&self.torn);
+        let _torn = TornOnUnwind::watch(&self.torn);
         decide(&mut value)
     }
 
@@ -98,14 +98,14 @@ impl<T> Ranked<T> {
         loop {
             self.assert_whole();
             let verdict = {
-                let _torn = TornOnUnwind(&self.torn);
+                let _torn = TornOnUnwind::watch(&self.torn);
                 decide(&mut value)
             };
             if verdict.is_some() {
                 return verdict;
             }
             if changed.wait_for(&mut value, limit).timed_out() {
-                let _torn = TornOnUnwind(&self.torn);
+                let _torn = TornOnUnwind::watch(&self.torn);
                 return decide(&mut value);
             }
         }
@@ -131,7 +131,7 @@ impl<T> Ranked<T> {
         loop {
             self.assert_whole();
             let verdict = {
-                let _torn = TornOnUnwind(&self.torn);
+                let _torn = TornOnUnwind::watch(&self.torn);
                 decide(&mut value)
             };
             if verdict.is_some() || late {
@@ -186,12 +186,23 @@ impl Drop for Held {
     }
 }
 
-struct TornOnUnwind<'a>(&'a AtomicBool);
+/// Marks a value as torn if a panic begins while it is changed. A destructor that takes a lock
+/// while its thread unwinds already tears nothing.
+struct TornOnUnwind<'a> {
+    torn: &'a AtomicBool,
+    unwinding_before: bool,
+}
+
+impl<'a> TornOnUnwind<'a> {
+    fn watch(torn: &'a AtomicBool) -> Self {
+        Self { torn, unwinding_before: thread::panicking() }
+    }
+}
 
 impl Drop for TornOnUnwind<'_> {
     fn drop(&mut self) {
-        if thread::panicking() {
-            self.0.store(true, Ordering::Relaxed);
+        if thread::panicking() && !self.unwinding_before {
+            self.torn.store(true, Ordering::Relaxed);
         }
     }
 }
@@ -225,6 +236,23 @@ mod tests {
         let torn = catch_unwind(AssertUnwindSafe(|| log.with(|_| panic!("half-way"))));
         assert!(torn.is_err());
         assert!(catch_unwind(AssertUnwindSafe(|| log.with(|value| *value))).is_err());
+    }
+
+    #[test]
+    fn a_destructor_that_takes_a_lock_while_unwinding_tears_nothing() {
+        struct Counts<'a>(&'a Ranked<u32>);
+        impl Drop for Counts<'_> {
+            fn drop(&mut self) {
+                self.0.with(|count| *count += 1);
+            }
+        }
+        let log = Ranked::new(Rank::Log, 1);
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            let _counts = Counts(&log);
+            panic!("elsewhere");
+        }));
+        assert!(panicked.is_err());
+        assert_eq!(log.with(|count| *count), 2);
     }
 
     #[test]

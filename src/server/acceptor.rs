@@ -138,7 +138,6 @@ fn admit(
             out.extend_from_slice(TOO_MANY_CONNECTIONS);
         });
         connection.command(Command::Detach { connection: id });
-        shared.roster.remove(id);
     }
 }
 

@@ -52,7 +52,6 @@ pub(crate) fn run(shared: &Arc<Shared>, connection: &Arc<Connection>) {
         }
     };
     connection.command(Command::Detach { connection: connection.id });
-    shared.roster.remove(connection.id);
     match outcome {
         Ok(Ended::WebSocket(user)) => farewell(shared, connection, user.as_ref(), reason),
         Ok(Ended::Http) => {}

@@ -52,7 +52,7 @@ pub(crate) struct Shared {
     pub(crate) clock: Clock,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) registry: Registry,
-    pub(crate) roster: Roster,
+    pub(crate) roster: Arc<Roster>,
     pub(crate) writers: Box<[WriterHandle]>,
     pub(crate) crew: Crew,
     pub(crate) stop: Stop,
@@ -143,8 +143,8 @@ impl Shared {
 
 const STOPPING: &str = "the relay is stopping";
 
-/// A running relay. Dropping it stops it, and gives clients a second at most; [`Server::stop`] gives
-/// them the configured drain time, and says how it went.
+/// A running relay. Dropping it stops it, and gives clients a second at most; [`Server::stop`]
+/// gives them the configured drain time, and says how it went.
 ///
 /// ```
 /// use landline::{config::Config, server::Server};
@@ -213,7 +213,8 @@ impl Server {
         let mut writers = Group::new(stop.clone(), Arc::clone(&panics));
         let (keeper_inlet, keeper_outlet) = lane::open(lane::DEADLINES);
         let mut handles = Vec::with_capacity(config.writers);
-        let common = (&config, &clock, &metrics, &keeper_inlet);
+        let roster = Arc::new(Roster::new(Arc::clone(&metrics)));
+        let common = (&config, &clock, &metrics, &keeper_inlet, &roster);
         if let Err(error) = start_writers(&mut writers, &mut handles, common) {
             end_writers(&handles, writers, clock.now() + LAST_MOMENT);
             return Err(error);
@@ -223,7 +224,7 @@ impl Server {
         let topics = config.topics.clone();
         let shared = Arc::new(Shared {
             registry: Registry::new(topics, config.writers, clock.clone(), Arc::clone(&metrics)),
-            roster: Roster::new(Arc::clone(&metrics)),
+            roster,
             writers: handles.into(),
             crew: Crew::new(stop.clone(), Arc::clone(&panics)),
             stop: stop.clone(),
@@ -364,9 +365,8 @@ impl Threads {
         }
         let mut late = acceptors.join(deadline);
         say_bye_to_all(shared, drain);
-        _ = shared.crew.join(clock, deadline);
-        let left = shared.roster.all();
-        for connection in &left {
+        let cut = shared.crew.join(clock, deadline);
+        for connection in shared.roster.all() {
             connection.cut(Closed::Shutdown);
         }
         let last = clock.now() + LAST_MOMENT;
@@ -376,7 +376,7 @@ impl Threads {
         drop(shared.keeper.offer(Watch { connection: Weak::new(), at_ms: 0 }));
         late.extend(keeper.join(last));
         late.extend(end_writers(&shared.writers, writers, last));
-        StopReport { late, cut: left.len() }
+        StopReport { late, cut }
     }
 }
 
@@ -415,10 +415,13 @@ fn bind_all(listen: &[String]) -> Result<Vec<(TcpListener, SocketAddr)>, StartEr
 }
 
 /// Starts the writers. On an error, those in `handles` run and are to be ended.
+/// What all writers are made of.
+type Common<'a> = (&'a Config, &'a Clock, &'a Arc<Metrics>, &'a Inlet<Watch>, &'a Arc<Roster>);
+
 fn start_writers(
     group: &mut Group,
     handles: &mut Vec<WriterHandle>,
-    (config, clock, metrics, keeper): (&Config, &Clock, &Arc<Metrics>, &Inlet<Watch>),
+    (config, clock, metrics, keeper, roster): Common<'_>,
 ) -> Result<(), StartError> {
     for index in 0..config.writers {
         let (inlet, inbox) = lane::open(lane::COMMANDS);
@@ -429,6 +432,7 @@ fn start_writers(
             inbox,
             waker: Arc::clone(&waker),
             keeper: keeper.clone(),
+            roster: Arc::clone(roster),
             settings: config.connections,
             clock: clock.clone(),
             metrics: Arc::clone(metrics),
@@ -502,7 +506,9 @@ mod tests {
         let (keeper, _watches) = lane::open(lane::DEADLINES);
         let mut group = Group::new(Stop::default(), Panics::default());
         let mut handles = Vec::new();
-        start_writers(&mut group, &mut handles, (&config, &clock, &metrics, &keeper)).unwrap();
+        let roster = Arc::new(Roster::new(Arc::clone(&metrics)));
+        let common = (&config, &clock, &metrics, &keeper, &roster);
+        start_writers(&mut group, &mut handles, common).unwrap();
         let late = end_writers(&handles, group, clock.now() + Duration::from_secs(30));
         assert_eq!(late, [""; 0]);
     }

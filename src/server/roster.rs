@@ -1,4 +1,4 @@
-//! Who is connected.
+//! Who is connected: from the moment a connection is accepted until its writer has let it go.
 //!
 //! # Locks
 //!

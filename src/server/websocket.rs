@@ -274,6 +274,8 @@ impl Session {
             positions.extend(list.iter().map(|(name, position)| (name, From::After(*position))));
         }
         for topic in topics {
+            // Each of them is announced, to a client that may not be reading.
+            self.line.make_room();
             let start = shared.start(&topic, positions.get(topic.name()).unwrap_or(from));
             let by = By::Pattern { subscription };
             let follow = Box::new(Follow { connection, topic, start, by });

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     base::{limits::TURN_BYTES, lock},
     metrics::labels::Closed,
-    server::connection::{Bye, Connection},
+    server::connection::{Bye, Connection, Phase},
     topic::{Copied, Start, Topic},
     wire::{
         codes::{CloseCode, Code, GapReason},
@@ -34,10 +34,18 @@ impl Writer {
         peer.detached = true;
         self.take_outbox(index);
         let peer = &mut self.peers[index];
-        peer.goodbye = None;
+        let words = peer.goodbye.take().unwrap_or_default();
+        peer.control.extend_from_slice(&words);
         peer.finishing = true;
-        // What still waits goes in this turn; then, or when it does not fit for too long, the peer
-        // goes too.
+        // What still waits goes in this turn; then, or when it has not gone for too long however
+        // slowly it goes, the peer goes too. Until then it counts as a connection.
+        let stall = u64::try_from(self.settings.write_stall.as_millis()).unwrap_or(u64::MAX / 2);
+        let deadline_ms = self.clock.uptime_ms() + stall;
+        peer.connection.enter(Phase::Closing, deadline_ms);
+        peer.connection.hurry(deadline_ms);
+        if !peer.control.is_empty() || peer.is_stalled() {
+            self.watch(index, deadline_ms);
+        }
         self.touch(index);
     }
 
@@ -47,6 +55,7 @@ impl Writer {
         self.unstall(index);
         let peer = self.peers.remove(index);
         self.by_connection.remove(&peer.connection.id);
+        self.roster.remove(peer.connection.id);
         // No index may wait in a queue when its slot gets another tenant.
         if peer.lagging {
             self.lagging.retain(|lagging| *lagging != index);

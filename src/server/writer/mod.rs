@@ -47,7 +47,7 @@ use crate::{
     config::ConnectionSettings,
     metrics::Metrics,
     name::{Filter, Pattern},
-    server::{connection::Connection, keeper::Watch},
+    server::{connection::Connection, keeper::Watch, roster::Roster},
     topic::{Start, Topic},
     wire::request::SlowPolicy,
 };
@@ -155,6 +155,7 @@ pub(crate) struct Writer {
     inbox: Receiver<Command>,
     waker: Arc<Waker>,
     keeper: Inlet<Watch>,
+    roster: Arc<Roster>,
     settings: ConnectionSettings,
     clock: Clock,
     metrics: Arc<Metrics>,
@@ -188,6 +189,7 @@ pub(crate) struct WriterParts {
     pub(crate) inbox: Receiver<Command>,
     pub(crate) waker: Arc<Waker>,
     pub(crate) keeper: Inlet<Watch>,
+    pub(crate) roster: Arc<Roster>,
     pub(crate) settings: ConnectionSettings,
     pub(crate) clock: Clock,
     pub(crate) metrics: Arc<Metrics>,
@@ -202,12 +204,13 @@ impl Writer {
     /// The operating system has no descriptor left.
     pub(crate) fn new(parts: WriterParts) -> io::Result<Self> {
         let crowd = Crowd::new(parts.waker.bell())?;
-        let WriterParts { index, inbox, waker, keeper, settings, clock, metrics } = parts;
+        let WriterParts { index, inbox, waker, keeper, roster, settings, clock, metrics } = parts;
         Ok(Self {
             index,
             inbox,
             waker,
             keeper,
+            roster,
             settings,
             clock,
             metrics,

@@ -46,7 +46,7 @@ impl Writer {
 
     /// Has the keeper look at a connection. A writer waits for nobody: if the keeper's lane is
     /// full, the keeper looks later, when it would have looked anyway.
-    fn watch(&self, index: usize, at_ms: u64) {
+    pub(super) fn watch(&self, index: usize, at_ms: u64) {
         let connection = Arc::downgrade(&self.peers[index].connection);
         drop(self.keeper.offer(Watch { connection, at_ms }));
     }

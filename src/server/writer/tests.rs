@@ -7,7 +7,11 @@ use std::{
 
 use super::*;
 use crate::{
-    base::lane, config::Policy, name::Name, server::connection::Birth, topic::Draft,
+    base::lane,
+    config::Policy,
+    name::Name,
+    server::connection::Birth,
+    topic::{Draft, dedupe::Window},
     wire::position::Epoch,
 };
 
@@ -29,6 +33,7 @@ fn rig() -> Rig {
         inbox,
         waker: Arc::clone(&waker),
         keeper,
+        roster: Arc::new(Roster::new(Arc::default())),
         settings: ConnectionSettings::default(),
         clock: Clock::default(),
         metrics: Arc::default(),
@@ -122,7 +127,7 @@ fn publish(topic: &Topic, events: usize, bytes: usize) {
     let data = format!("\"{}\"", "x".repeat(bytes));
     for _ in 0..events {
         let draft = Draft { user: None, name: None, data: &data, key: None };
-        topic.publish(&draft, 1, 1).unwrap();
+        topic.publish(&draft, 1, Window { uptime_ms: 1, length_ms: 1 }).unwrap();
     }
 }
 
