@@ -151,7 +151,11 @@ mod decode {
     #[divan::bench]
     fn publish_with_everything(bencher: Bencher) {
         let text = format!(
-            r#"{{"type":"publish","id":7,"topic":"home/kitchen/lamp","name":"switched","key":"order-1","data":{}}}"#,
+            "{}{}}}",
+            concat!(
+                r#"{"type":"publish","id":7,"topic":"home/kitchen/lamp","#,
+                r#""name":"switched","key":"order-1","data":"#,
+            ),
             payload()
         );
         decodes(bencher, &text);

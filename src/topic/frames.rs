@@ -192,7 +192,7 @@ impl Frames {
     /// least one frame if `forced`.
     fn run_end(&self, at: usize, to: usize, left: usize, forced: bool) -> usize {
         let Slot { segment, start, .. } = self.slots[at];
-        let limit = start as usize + left;
+        let limit = (start as usize).saturating_add(left);
         // Most runs are short; look at the end of the segment only by halves.
         let in_run = |index: usize| {
             let slot = self.slots[index];

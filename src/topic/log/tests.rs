@@ -172,6 +172,13 @@ fn a_lost_cursor_says_which_bound_took_its_events() {
 }
 
 #[test]
+fn a_copy_without_a_bound_takes_all() {
+    let log = filled(300, 300);
+    let mut out = Vec::new();
+    assert_eq!(log.copy_after(100, u64::MAX, usize::MAX, &mut out), Copied::UpTo(300));
+}
+
+#[test]
 fn history_stops_at_its_limits_but_gives_one_event_always() {
     let log = filled(10, 10);
     assert_eq!(events(&log, 3, 4).len(), 4);
