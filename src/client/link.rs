@@ -148,14 +148,21 @@ pub(super) type Sink = Box<dyn FnMut(Vec<u8>) -> bool + Send>;
 
 impl Read for Wire {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if let Mode::Greeting(deadline) = self.mode {
-            let left = deadline.saturating_duration_since(self.clock.now());
-            if left.is_zero() {
-                return Err(io::ErrorKind::WouldBlock.into());
+        loop {
+            if let Mode::Greeting(deadline) = self.mode {
+                let left = deadline.saturating_duration_since(self.clock.now());
+                if left.is_zero() {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                self.socket.set_read_timeout(Some(left))?;
             }
-            self.socket.set_read_timeout(Some(left))?;
+            // A process that was stopped and goes on is interrupted here (signal(7): sockets with
+            // a time-out are not restarted); its connection is as good as it was.
+            match (&*self.socket).read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => return other,
+            }
         }
-        (&*self.socket).read(buffer)
     }
 }
 

@@ -29,7 +29,7 @@ const SLOTS_KEPT: usize = 64;
 /// 1. Slots are in order: by segment, then by start; times never decrease.
 /// 2. Every segment but the last is referred to by at least one slot.
 /// 3. `bytes` is the sum of the frames' lengths.
-/// 4. The first segment wastes at most as much as all frames take, or [`WASTE_BYTES`].
+/// 4. The first segment wastes at most as much as all frames take, or `WASTE_BYTES`.
 #[derive(Debug, Default)]
 pub struct Frames {
     slots: VecDeque<Slot>,

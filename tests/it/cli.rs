@@ -2,7 +2,13 @@
 
 use std::io::{BufRead, BufReader, Write};
 
-use crate::client_support::{Relay, run, spawn};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{
+    client_support::{Relay, run, spawn},
+    loss::wait_for_stall,
+    support::node::Node,
+};
 
 #[track_caller]
 fn succeeds(url: &str, arguments: &[&str], input: &str) -> String {
@@ -149,4 +155,39 @@ fn lines_are_confirmed_while_the_input_is_still_open() {
     }
     drop(stdin);
     assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_subscriber_that_was_stopped_reports_one_loss_with_its_range_and_goes_on() {
+    let node = Node::with(&["--max-events", "1000", "--write-stall", "60s"]);
+    let url = format!("http://{}", node.addr());
+    let mut publisher = node.peer();
+    publisher.publish("t", 1);
+    let mut child = spawn(&url, &["sub", "t", "--from", "start", "-o", "json"]);
+    let pid = Pid::from_child(&child);
+    let seq = |line: std::io::Result<String>| {
+        let event: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
+        event["seq"].as_u64().unwrap()
+    };
+    let mut seqs = BufReader::new(child.stdout.take().unwrap()).lines().map(seq);
+    assert_eq!(seqs.next(), Some(1));
+
+    kill_process(pid, Signal::STOP).unwrap();
+    // The log holds more than the kernel buffers: what is lost is lost after the stall.
+    publisher.publish_many("t", 1_000, 16 * 1024);
+    wait_for_stall(&node);
+    publisher.publish_many("t", 3_000, 8 * 1024);
+    kill_process(pid, Signal::CONT).unwrap();
+    let mut all = vec![1];
+    while all.last() != Some(&4_001) {
+        all.push(seqs.next().unwrap());
+    }
+    kill_process(pid, Signal::TERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+
+    let holes: Vec<_> = all.windows(2).filter(|pair| pair[1] != pair[0] + 1).collect();
+    let [hole] = holes[..] else { panic!("{holes:?}") };
+    let (from, to) = (hole[0] + 1, hole[1] - 1);
+    let messages = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(messages, format!("landline: t: events {from} to {to} are lost (slow)\n"));
 }

@@ -68,7 +68,7 @@ fn counted_as_lost(node: &Node, reason: &str) -> f64 {
 /// Waits until the relay has found one peer that takes nothing more, after all that the kernel
 /// takes in its place.
 #[track_caller]
-fn wait_for_stall(node: &Node) {
+pub(crate) fn wait_for_stall(node: &Node) {
     let mut sent = -1.0;
     wait_until("a peer to take nothing more", LIMIT, || {
         let metrics = node.metrics();
