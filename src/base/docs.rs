@@ -26,12 +26,25 @@ mod tests {
 
     /// The first cells of the table under `heading`, without their code marks.
     fn first_cells(heading: &str) -> Vec<String> {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/ARCHITECTURE.md");
-        let text = fs::read_to_string(path).expect("ARCHITECTURE.md is there");
+        let text =
+            fs::read_to_string(concat_path("ARCHITECTURE.md")).expect("ARCHITECTURE.md is there");
         let section = text.split("\n## ").find(|section| section.starts_with(heading));
         let rows =
             section.expect("the section is there").lines().filter(|line| line.starts_with("| `"));
         rows.filter_map(|row| row.split('`').nth(1).map(str::to_owned)).collect()
+    }
+
+    #[test]
+    fn the_example_of_the_readme_is_one_that_compiles() {
+        let read = |path| fs::read_to_string(concat_path(path)).expect("the file is there");
+        let readme = read("README.md");
+        let shown = readme.split("```rust\n").nth(1).and_then(|rest| rest.split("```").next());
+        let shown = shown.expect("the README has an example");
+        assert!(read("examples/follow.rs").ends_with(shown), "examples/follow.rs is another one");
+    }
+
+    fn concat_path(path: &str) -> std::path::PathBuf {
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
     }
 
     #[test]
