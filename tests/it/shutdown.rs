@@ -5,12 +5,15 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::{
-    http::{Body, Http},
-    node::{Node, wait_for_metric},
-    peer::{Peer, number, seq, seqs, upgrade_request},
-    wait::{LIMIT, Watch, wait_until},
-    witness::Witness,
+use crate::{
+    loss::wait_for_stall,
+    support::{
+        http::{Body, Http},
+        node::{Node, wait_for_metric},
+        peer::{Peer, number, seq, seqs, upgrade_request},
+        wait::{LIMIT, Watch, wait_until},
+        witness::Witness,
+    },
 };
 
 #[test]
@@ -266,4 +269,31 @@ fn a_handshake_that_a_stop_overtakes_is_refused_and_does_not_hold_it_up() {
     assert!(late.try_reply(Body::Expected).is_none(), "the relay ends the connection");
     drop((late, healthy));
     assert!(node.wait_exit(Duration::from_secs(25)).success(), "it took the whole drain");
+}
+
+#[test]
+fn a_slow_reader_that_asked_to_be_disconnected_gets_a_gap_and_bye_when_the_relay_stops() {
+    let node_flags = ["--max-events", "600", "--drain", "30s", "--write-stall", "60s"];
+    let mut node = Node::with(&node_flags);
+    let mut slow = Peer::connect_tiny(node.addr());
+    slow.ask(json!({"type": "subscribe", "topic": "flood", "slow": "disconnect"}), "subscribed");
+    let mut publisher = node.peer();
+    publisher.publish_many("flood", 600, 16 * 1024);
+    wait_for_stall(&node);
+    publisher.publish_many("flood", 1_500, 16 * 1024);
+
+    node.signal(Signal::TERM);
+    let mut seen = 0;
+    let mut gaps = 0;
+    let last = loop {
+        let message = slow.message();
+        match message["type"].as_str() {
+            Some("event") => seen = seq(&message),
+            Some("gap") => gaps += 1,
+            _ => break message,
+        }
+    };
+
+    assert_eq!((seen, gaps, &last["reason"]), (2_100, 1, &json!("shutdown")));
+    assert!(node.wait_exit(LIMIT).success());
 }
