@@ -13,7 +13,8 @@ use serde_json::json;
 
 use crate::support::{
     frame,
-    node::Node,
+    http::Http,
+    node::{Node, wait_for_metric},
     peer::{Incoming, Peer, reset, seqs},
     proxy::{Mode, Proxy},
     wait::{LIMIT, wait_until},
@@ -211,4 +212,25 @@ fn a_client_that_subscribes_to_everything_again_and_again_pays_for_it_alone() {
 
     assert!(grown < 64 * MIB, "the relay grew by {grown} bytes");
     witness.finish();
+}
+
+#[test]
+fn connections_that_only_still_have_to_be_sent_to_count_as_connections() {
+    let node = Node::with(&["--max-connections", "20", "--write-stall", "60s"]);
+    node.peer().publish_many("large", 40, 200 * 1024);
+    let history = json!({"type": "history", "topic": "large", "limit": 40});
+    let mut half_closed = Vec::new();
+    for _ in 0..18 {
+        let mut peer = Peer::connect_tiny(node.addr());
+        (0..8).for_each(|_| peer.send(&history));
+        peer.finish_sending();
+        half_closed.push(peer);
+    }
+    wait_for_metric(&node, &["server_stalled_connections"], 18.0);
+
+    let mut probes: Vec<Http> = (0..8).map(|_| Http::connect(node.addr())).collect();
+    let statuses: Vec<u16> = probes.iter_mut().map(|http| http.get("/healthz").status).collect();
+
+    let served = statuses.iter().filter(|status| **status == 200).count();
+    assert!(served <= 2, "beside 18 connections that wait and a limit of 20: {statuses:?}");
 }
