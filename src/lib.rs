@@ -30,5 +30,6 @@ pub mod http;
 pub mod metrics;
 pub mod name;
 pub mod server;
+pub mod store;
 pub mod topic;
 pub mod wire;

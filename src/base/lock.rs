@@ -29,6 +29,8 @@ pub enum Rank {
     Roster = 20,
     /// `topic::registry`: which topics and patterns exist.
     Registry = 30,
+    /// `store`: the open database, to copy a reference or count a reader.
+    Store = 35,
     /// `topic::topic`: one log.
     Log = 40,
     /// `server::outbox`: frames waiting for one connection. Taken to enqueue, never kept.
@@ -45,6 +47,7 @@ impl Rank {
         Rank::Settings,
         Rank::Roster,
         Rank::Registry,
+        Rank::Store,
         Rank::Log,
         Rank::Outbox,
         Rank::Crew,

@@ -10,10 +10,17 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("config", &["base", "name"]),
     ("http", &["base", "name", "wire", "config"]),
     ("metrics", &["base", "wire"]),
-    ("topic", &["base", "name", "wire", "config", "metrics"]),
-    ("server", &["base", "name", "wire", "config", "http", "metrics", "topic"]),
+    ("store", &["base", "name", "wire", "config", "metrics"]),
+    ("topic", &["base", "name", "wire", "config", "metrics", "store"]),
+    ("server", &["base", "name", "wire", "config", "http", "metrics", "store", "topic"]),
     ("client", &["base", "name", "wire"]),
-    ("cli", &["base", "name", "wire", "config", "http", "metrics", "topic", "server", "client"]),
+    (
+        "cli",
+        &[
+            "base", "name", "wire", "config", "http", "metrics", "store", "topic", "server",
+            "client",
+        ],
+    ),
 ];
 
 const FILE_LINES_MAX: usize = 600;
