@@ -35,7 +35,8 @@ fn draft(data: &str) -> Draft<'_> {
 
 /// A log that is full: it keeps `events` and has already dropped as many. One event a millisecond.
 fn full_log(events: u64) -> Log {
-    let policy = Policy { max_events: events, max_bytes: u64::MAX, max_age: None };
+    let policy =
+        Policy { max_events: events, max_bytes: u64::MAX, max_age: None, ..Policy::default() };
     let topic = Name::parse("home/kitchen/lamp").expect("the name is valid");
     let mut log = Log::new(&topic, EPOCH, policy);
     let data = payload();

@@ -75,7 +75,24 @@ impl Name {
     pub fn segments(&self) -> impl Iterator<Item = &str> {
         self.0.split('/')
     }
+
+    /// The topic for what could not be delivered of this one: `$dead/` and its name. What could
+    /// not be delivered of such a topic stays there.
+    #[must_use]
+    pub fn dead_letters(&self) -> Option<Name> {
+        let is_dead = self.0.starts_with(DEAD);
+        (!is_dead).then(|| Name(format!("{DEAD}{}", self.0).into()))
+    }
+
+    /// The topic whose undelivered events this one has.
+    #[must_use]
+    pub fn dead_letters_of(&self) -> Option<Name> {
+        self.0.strip_prefix(DEAD).map(|origin| Name(origin.into()))
+    }
 }
+
+/// What begins the names of topics for what could not be delivered.
+const DEAD: &str = "$dead/";
 
 impl Pattern {
     /// Parses a pattern: a name in which whole segments may be `+` (any one segment) and the last
@@ -184,7 +201,9 @@ impl UserName {
 }
 
 fn check_segments(text: &str) -> Result<(), NameError> {
-    check_length(text, NAME_BYTES_MAX)?;
+    // A topic of any allowed length can have dead letters.
+    let max = NAME_BYTES_MAX + if text.starts_with(DEAD) { DEAD.len() } else { 0 };
+    check_length(text, max)?;
     check_control(text)?;
     let mut at = 0;
     for segment in text.split('/') {

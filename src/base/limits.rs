@@ -20,6 +20,11 @@ pub const HISTORY_BYTES_MAX: usize = 1024 * 1024;
 /// Most topics that the `positions` of one pattern subscription may list.
 pub const POSITIONS_MAX: usize = 10_000;
 
+/// Events that may be sent and not acknowledged where a subscription does not say.
+pub const ACK_WINDOW_DEFAULT: u64 = 256;
+/// Most events that a subscription may ask to be sent and not acknowledged.
+pub const ACK_WINDOW_MAX: u64 = 65_536;
+
 /// Largest HTTP head, request line included, in bytes.
 pub const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// Most header fields in one HTTP request.

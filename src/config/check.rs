@@ -8,6 +8,7 @@
 use crate::config::{
     address,
     layers::Draft,
+    settings::Config,
     table::{TOPICS, key},
     units,
 };
@@ -22,8 +23,10 @@ pub(super) fn check(draft: &mut Draft) {
     check_times(draft, &mut problems);
     check_sizes(draft, &mut problems);
     check_listeners(draft, &mut problems);
+    check_store(draft, &mut problems);
     draft.problems.append(&mut problems);
     warn_of_hidden_rules(draft);
+    warn_of_idle_store(draft);
 }
 
 fn check_times(draft: &Draft, problems: &mut Vec<String>) {
@@ -103,6 +106,46 @@ fn check_listeners(draft: &Draft, problems: &mut Vec<String>) {
             told(draft, "listen"),
             told(draft, "allow_anonymous"),
         ));
+    }
+}
+
+fn check_store(draft: &Draft, problems: &mut Vec<String>) {
+    let Config { store, topics, connections, .. } = &draft.config;
+    if draft.is_settled(&["data_dir", "durable"])
+        && store.data_dir.is_none()
+        && topics.has_durable()
+    {
+        let rule = topics.rules.iter().zip(&draft.rules).find(|(rule, _)| rule.policy.durable);
+        let what = match rule {
+            Some((rule, (origin, _))) if !topics.default_policy.durable => {
+                format!("durable of [[{TOPICS}]] {:?} is true ({origin})", rule.filter.as_str())
+            }
+            _ => told(draft, "durable"),
+        };
+        problems.push(format!(
+            "{what}, {}: durable topics need a directory; set data_dir",
+            told(draft, "data_dir"),
+        ));
+    }
+    let message_bytes = u64::try_from(connections.max_message).unwrap_or(u64::MAX);
+    if draft.is_settled(&["max_backlog", "max_message"]) && store.max_backlog < message_bytes {
+        problems.push(format!(
+            "{}, {}: max_backlog must be at least max_message, or the largest event cannot be \
+             stored",
+            told(draft, "max_backlog"),
+            told(draft, "max_message"),
+        ));
+    }
+}
+
+fn warn_of_idle_store(draft: &mut Draft) {
+    if draft.config.store.data_dir.is_some() && !draft.config.topics.has_durable() {
+        let warning = format!(
+            "{}: no topic is durable, so nothing is kept there; set durable = true, at the top or \
+             in a [[{TOPICS}]] table",
+            told(draft, "data_dir"),
+        );
+        draft.warnings.push(warning);
     }
 }
 

@@ -81,7 +81,7 @@ impl Found {
             ),
             Kind::Path(_) if text == "false" => Shape::Switch(false),
             Kind::Path(_) => Shape::Text(text.to_owned()),
-            Kind::Level(_) => Shape::Text(text.trim().to_owned()),
+            Kind::Level(_) | Kind::Sync(_) => Shape::Text(text.trim().to_owned()),
             Kind::Duration(..)
             | Kind::Age(..)
             | Kind::Size(..)

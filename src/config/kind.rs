@@ -10,7 +10,7 @@ use std::{fmt::Display, ops::RangeInclusive, time::Duration};
 use crate::config::{
     found::Shape,
     settings::Config,
-    table::{Items, Kind, LEVELS, Number},
+    table::{Items, Kind, LEVELS, Number, SYNCS},
     units,
 };
 
@@ -50,6 +50,11 @@ impl Kind {
                 let level = LEVELS.iter().find(|(name, _)| name == text);
                 *(slot.put)(config) = level.ok_or_else(|| self.expected())?.1;
             }
+            Kind::Sync(slot) => {
+                let Shape::Text(text) = shape else { return Err(self.expected()) };
+                let sync = SYNCS.iter().find(|(name, _)| name == text);
+                *(slot.put)(config) = sync.ok_or_else(|| self.expected())?.1;
+            }
             Kind::Path(slot) => {
                 *(slot.put)(config) = match shape {
                     Shape::Text(text) if !text.is_empty() => Some(text.into()),
@@ -81,6 +86,10 @@ impl Kind {
                 let level = LEVELS.iter().find(|(_, level)| level == (slot.get)(config));
                 quote(level.map_or("", |(name, _)| name))
             }
+            Kind::Sync(slot) => {
+                let sync = SYNCS.iter().find(|(_, sync)| sync == (slot.get)(config));
+                quote(sync.map_or("", |(name, _)| name))
+            }
             Kind::Path(slot) => (slot.get)(config)
                 .as_ref()
                 .map_or("false".to_owned(), |path| quote(&path.to_string_lossy())),
@@ -100,7 +109,7 @@ impl Kind {
             Kind::Size(..) => format!("size, {range}"),
             Kind::Count(..) => format!("whole number, {range}"),
             Kind::Switch(_) => "`true` or `false`".to_owned(),
-            Kind::Level(_) => format!("one of {range}"),
+            Kind::Level(_) | Kind::Sync(_) => format!("one of {range}"),
             Kind::Path(_) => "path, or `false`".to_owned(),
             Kind::List(_, items) if 0 < items.count_min => {
                 format!("list of `{}`, {range}", items.name)
@@ -117,11 +126,8 @@ impl Kind {
             }
             Kind::Size(_, range) => span(range, |it| units::write_size(*it)),
             Kind::Count(_, range) => span(range, u64::to_string),
-            Kind::Level(_) => {
-                let names = LEVELS.map(|(name, _)| name);
-                let (last, others) = names.split_last().unwrap_or((&"", &[]));
-                format!("{} or {last}", others.join(", "))
-            }
+            Kind::Level(_) => either(&LEVELS.map(|(name, _)| name)),
+            Kind::Sync(_) => either(&SYNCS.map(|(name, _)| name)),
             Kind::List(_, items) if 0 < items.count_min => format!("at least {}", items.count_min),
             Kind::Switch(_) | Kind::Path(_) | Kind::List(..) => String::new(),
         }
@@ -135,6 +141,7 @@ impl Kind {
             Kind::Count(..) => "NUMBER",
             Kind::Switch(_) => "BOOL",
             Kind::Level(_) => "LEVEL",
+            Kind::Sync(_) => "SYNC",
             Kind::Path(_) => "PATH",
             Kind::List(_, items) => items.name,
         }
@@ -151,7 +158,7 @@ impl Kind {
             Kind::Size(..) => format!("expected a size such as \"256KiB\", {range}"),
             Kind::Count(..) => format!("expected a whole number, {range}"),
             Kind::Switch(_) => "expected true or false".to_owned(),
-            Kind::Level(_) => format!("expected {range}"),
+            Kind::Level(_) | Kind::Sync(_) => format!("expected {range}"),
             Kind::Path(_) => "expected a path, or false for none".to_owned(),
             Kind::List(_, items) if 0 < items.count_min => {
                 format!("expected a list of texts of the form {}, {range}", items.name)
@@ -161,9 +168,16 @@ impl Kind {
     }
 }
 
+/// Names as a sentence lists them.
+fn either(names: &[&str]) -> String {
+    let (last, others) = names.split_last().unwrap_or((&"", &[]));
+    format!("{} or {last}", others.join(", "))
+}
+
 impl Number {
     fn get(&self, config: &Config) -> u64 {
         match self {
+            Number::Short(slot) => u64::from(*(slot.get)(config)),
             Number::Word(slot) => u64::try_from(*(slot.get)(config)).unwrap_or(u64::MAX),
             Number::Wide(slot) => *(slot.get)(config),
         }
@@ -171,6 +185,9 @@ impl Number {
 
     fn put(&self, config: &mut Config, value: u64) {
         match self {
+            Number::Short(slot) => {
+                *(slot.put)(config) = u32::try_from(value).unwrap_or(u32::MAX);
+            }
             Number::Word(slot) => {
                 *(slot.put)(config) = usize::try_from(value).unwrap_or(usize::MAX);
             }

@@ -13,7 +13,7 @@ use crate::config::{
     found::{Found, Origin},
     settings::{Config, TopicRule},
     suggest::nearest,
-    table::{KEYS, Key, Kind, PREFIX, TOPICS},
+    table::{KEYS, Key, Kind, PREFIX, TOPICS, key},
 };
 
 /// Variables that begin like settings and belong to other parts of the program.
@@ -102,9 +102,11 @@ impl Draft {
 
     /// Only a warning: container platforms name variables after the services next door.
     fn warn_of_variable(&mut self, name: &str) {
-        let variables: Vec<String> = KEYS.iter().map(Key::variable).collect();
-        let hint = nearest(name, variables.iter().map(String::as_str))
-            .map_or(String::new(), |nearest| format!("; did you mean {nearest}?"));
+        // What all variables begin with makes none of them more similar.
+        let own = name.strip_prefix(PREFIX).unwrap_or(name).to_ascii_lowercase();
+        let hint = nearest(&own, KEYS.iter().map(|key| key.name))
+            .and_then(key)
+            .map_or(String::new(), |key| format!("; did you mean {}?", key.variable()));
         self.warnings.push(format!("{name}: no such setting, the variable is ignored{hint}"));
     }
 

@@ -33,8 +33,8 @@ pub use flags::{flag_args, flags_from};
 pub use found::Origin;
 pub use reference::reference;
 pub use settings::{
-    Config, ConnectionSettings, LogLevel, LogSettings, OriginSettings, Policy, TopicRule,
-    TopicSettings,
+    AckSettings, Config, ConnectionSettings, LogLevel, LogSettings, OriginSettings, Policy,
+    StoreSettings, SyncPolicy, TopicRule, TopicSettings,
 };
 
 use crate::base::lock;

@@ -19,6 +19,45 @@ pub struct Config {
     pub connections: ConnectionSettings,
     pub origins: OriginSettings,
     pub topics: TopicSettings,
+    pub store: StoreSettings,
+    pub acks: AckSettings,
+}
+
+/// Where durable topics are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreSettings {
+    /// `None` means that no topic is durable.
+    pub data_dir: Option<PathBuf>,
+    /// Bytes of the database that may be kept in memory.
+    pub cache: usize,
+    /// Bytes of events that may wait for the disk, all topics together.
+    pub max_backlog: u64,
+    /// How long a publisher waits for room in the backlog.
+    pub backlog_wait: Duration,
+}
+
+/// How acknowledgements are waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AckSettings {
+    /// How long an event that was sent may go unacknowledged.
+    pub timeout: Duration,
+    /// How often an event is sent before it goes to `$dead/...`.
+    pub max_deliveries: u32,
+    /// How long a consumer that nobody uses is remembered.
+    pub consumer_idle: Duration,
+    /// Consumers at once.
+    pub max_consumers: usize,
+}
+
+/// How safe an event of a durable topic is before anybody sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SyncPolicy {
+    /// On disk.
+    Always,
+    /// With the operating system, and on disk an interval later at most.
+    Interval,
+    /// With the operating system.
+    Os,
 }
 
 /// Where the log goes, and how much of it.
@@ -105,12 +144,28 @@ pub struct Policy {
     pub max_bytes: u64,
     /// `None` keeps events of any age.
     pub max_age: Option<Duration>,
+    /// Whether the topic survives a restart.
+    pub durable: bool,
+    pub sync: SyncPolicy,
+    /// How long events of [`SyncPolicy::Interval`] may be with the operating system alone.
+    pub sync_interval: Duration,
+    /// Bytes of a durable topic's newest events that are kept in memory as well.
+    pub max_tail: u64,
 }
 
 impl TopicSettings {
-    /// The policy for `topic`: that of the first rule that matches, else the default.
+    /// Whether any topic may be durable.
+    #[must_use]
+    pub fn has_durable(&self) -> bool {
+        self.default_policy.durable || self.rules.iter().any(|rule| rule.policy.durable)
+    }
+
+    /// The policy for `topic`: that of the first rule that matches, else the default. Events that
+    /// could not be delivered are kept as the topic that they were published to.
     #[must_use]
     pub fn policy(&self, topic: &Name) -> Policy {
+        let origin = topic.dead_letters_of();
+        let topic = origin.as_ref().unwrap_or(topic);
         let rule = self.rules.iter().find(|rule| rule.filter.matches(topic));
         rule.map_or(self.default_policy, |rule| rule.policy)
     }
@@ -118,7 +173,37 @@ impl TopicSettings {
 
 impl Default for Policy {
     fn default() -> Self {
-        Policy { max_events: 100_000, max_bytes: 64 << 20, max_age: None }
+        Policy {
+            max_events: 100_000,
+            max_bytes: 64 << 20,
+            max_age: None,
+            durable: false,
+            sync: SyncPolicy::Always,
+            sync_interval: Duration::from_secs(1),
+            max_tail: 1 << 20,
+        }
+    }
+}
+
+impl Default for StoreSettings {
+    fn default() -> Self {
+        StoreSettings {
+            data_dir: None,
+            cache: 4 << 20,
+            max_backlog: 16 << 20,
+            backlog_wait: Duration::from_secs(5),
+        }
+    }
+}
+
+impl Default for AckSettings {
+    fn default() -> Self {
+        AckSettings {
+            timeout: Duration::from_secs(30),
+            max_deliveries: 5,
+            consumer_idle: Duration::from_secs(7 * 86_400),
+            max_consumers: 10_000,
+        }
     }
 }
 
@@ -163,6 +248,8 @@ impl Default for Config {
             connections: ConnectionSettings::default(),
             origins: OriginSettings::default(),
             topics: TopicSettings::default(),
+            store: StoreSettings::default(),
+            acks: AckSettings::default(),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use crate::config::{
     address,
-    settings::{Config, LogLevel},
+    settings::{Config, LogLevel, SyncPolicy},
 };
 
 /// One setting.
@@ -45,6 +45,7 @@ pub(super) enum Kind {
     Count(Number, RangeInclusive<u64>),
     Switch(Slot<bool>),
     Level(Slot<LogLevel>),
+    Sync(Slot<SyncPolicy>),
     /// A path, or `false` for none.
     Path(Slot<Option<PathBuf>>),
     List(Slot<Vec<String>>, Items),
@@ -60,6 +61,7 @@ pub(super) struct Slot<T> {
 /// A whole number of either width.
 #[derive(Debug)]
 pub(super) enum Number {
+    Short(Slot<u32>),
     Word(Slot<usize>),
     Wide(Slot<u64>),
 }
@@ -83,6 +85,10 @@ pub(super) const LEVELS: [(&str, LogLevel); 5] = [
     ("trace", LogLevel::Trace),
 ];
 
+/// The names of the ways to sync, the safest first.
+pub(super) const SYNCS: [(&str, SyncPolicy); 3] =
+    [("always", SyncPolicy::Always), ("interval", SyncPolicy::Interval), ("os", SyncPolicy::Os)];
+
 /// What begins the names of all environment variables.
 pub(super) const PREFIX: &str = "LANDLINE_";
 
@@ -104,8 +110,11 @@ pub(super) fn key(name: &str) -> Option<&'static Key> {
 
 /// The keys that a `[[topics]]` table may have beside its pattern.
 pub(super) fn topic_keys() -> impl Iterator<Item = &'static Key> {
-    KEYS.iter().filter(|key| ["max_events", "max_bytes", "max_age"].contains(&key.name))
+    KEYS.iter().filter(|key| TOPIC_KEYS.contains(&key.name))
 }
+
+const TOPIC_KEYS: [&str; 7] =
+    ["max_events", "max_bytes", "max_age", "durable", "sync", "sync_interval", "max_tail"];
 
 impl Key {
     /// The environment variable that sets it.
@@ -251,6 +260,51 @@ pub(super) static KEYS: &[Key] = keys! {
     "max_age" "max-age" Reload
     Kind::Age(slot!(topics.default_policy.max_age), millis(1_000)..=days(3_650)),
     "How old the events that one topic keeps may be; `false` is any age.";
+
+    "data_dir" "data-dir" Restart Kind::Path(slot!(store.data_dir)),
+    "The directory of what survives a restart; `false` means that nothing does.";
+
+    "durable" "durable" Restart Kind::Switch(slot!(topics.default_policy.durable)),
+    "Whether topics are kept in `data_dir` and survive a restart.";
+
+    "sync" "sync" Reload Kind::Sync(slot!(topics.default_policy.sync)),
+    "How safe an event of a durable topic is before its publisher is answered and anybody sees it.";
+
+    "sync_interval" "sync-interval" Reload
+    Kind::Duration(slot!(topics.default_policy.sync_interval), millis(10)..=minutes(60)),
+    "How much of a durable topic with `sync = \"interval\"` a loss of power may take.";
+
+    "max_tail" "max-tail" Reload
+    Kind::Size(Number::Wide(slot!(topics.default_policy.max_tail)), 4 * KIB..=GIB),
+    "Bytes of a durable topic's newest events that are kept in memory as well.";
+
+    "max_backlog" "max-backlog" Reload
+    Kind::Size(Number::Wide(slot!(store.max_backlog)), MIB..=GIB),
+    "Events that may wait for the disk, all durable topics together; publishers wait beyond it.";
+
+    "backlog_wait" "backlog-wait" Reload
+    Kind::Duration(slot!(store.backlog_wait), millis(10)..=minutes(1)),
+    "How long a publisher waits for the disk before it is told that the relay is busy.";
+
+    "store_cache" "store-cache" Restart
+    Kind::Size(Number::Word(slot!(store.cache)), MIB..=GIB),
+    "How much of the database on disk is kept in memory.";
+
+    "ack_timeout" "ack-timeout" Reload
+    Kind::Duration(slot!(acks.timeout), millis(100)..=minutes(60)),
+    "How long an event may go unacknowledged before it is sent again.";
+
+    "max_deliveries" "max-deliveries" Reload
+    Kind::Count(Number::Short(slot!(acks.max_deliveries)), 1..=1_000_000),
+    "How often an event is sent without being acknowledged before it goes to `$dead/...`.";
+
+    "consumer_idle" "consumer-idle" Reload
+    Kind::Duration(slot!(acks.consumer_idle), millis(1_000)..=days(3_650)),
+    "How long the position of a consumer that nobody uses is kept.";
+
+    "max_consumers" "max-consumers" Reload
+    Kind::Count(Number::Word(slot!(acks.max_consumers)), 1..=1_000_000),
+    "Consumers at once, of all topics together.";
 };
 
 const LISTENERS: Items = Items { name: "HOST:PORT", check: address::check_listen, count_min: 1 };
@@ -273,7 +327,7 @@ mod tests {
         }
         assert!(key(TOPICS).is_none());
         assert_eq!(key("max_age").unwrap().variable(), "LANDLINE_MAX_AGE");
-        assert_eq!(topic_keys().count(), 3);
+        assert_eq!(topic_keys().count(), TOPIC_KEYS.len());
     }
 
     #[test]
@@ -290,6 +344,10 @@ mod tests {
                 Kind::Size(Number::Wide(slot), _) | Kind::Count(Number::Wide(slot), _) => {
                     std::ptr::from_ref((slot.get)(&defaults)).addr()
                 }
+                Kind::Size(Number::Short(slot), _) | Kind::Count(Number::Short(slot), _) => {
+                    std::ptr::from_ref((slot.get)(&defaults)).addr()
+                }
+                Kind::Sync(slot) => std::ptr::from_ref((slot.get)(&defaults)).addr(),
                 Kind::Switch(slot) => std::ptr::from_ref((slot.get)(&defaults)).addr(),
                 Kind::Level(slot) => std::ptr::from_ref((slot.get)(&defaults)).addr(),
                 Kind::Path(slot) => std::ptr::from_ref((slot.get)(&defaults)).addr(),

@@ -188,7 +188,7 @@ fn an_unknown_key_is_a_problem_with_its_place() {
         (
             "[[topics]]\npattern = \"#\"\nretain = true\n",
             "landline.toml:3:1: unknown key \"retain\" in [[topics]]; keys are max_events, \
-             max_bytes, max_age, pattern",
+             max_bytes, max_age, durable, sync, sync_interval, max_tail, pattern",
         ),
     ] {
         assert_problem(text, expected);
@@ -464,9 +464,12 @@ fn rules_keep_their_order_and_inherit_what_they_leave_out() {
     let topics = resolve(Some(text), FILE, &[], &given).unwrap().config.topics;
     let policy = |topic| topics.policy(&Name::parse(topic).unwrap());
     let hour = Some(Duration::from_secs(3_600));
-    assert_eq!(policy("x"), Policy { max_events: 20, max_bytes: 64 << 20, max_age: hour });
-    assert_eq!(policy("home/door"), Policy { max_events: 20, max_bytes: 64 << 20, max_age: None });
-    assert_eq!(policy("home/lamp"), Policy { max_events: 20, max_bytes: 1 << 20, max_age: hour });
+    let expected =
+        |max_bytes, max_age| Policy { max_events: 20, max_bytes, max_age, ..Policy::default() };
+    assert_eq!(policy("x"), expected(64 << 20, hour));
+    assert_eq!(policy("home/door"), expected(64 << 20, None));
+    assert_eq!(policy("home/lamp"), expected(1 << 20, hour));
+    assert_eq!(policy("$dead/home/lamp"), expected(1 << 20, hour));
 }
 
 #[test]
@@ -508,6 +511,22 @@ fn changes_say_what_a_reload_applies() {
     let changes = changed(&old, &new);
     assert_eq!(changes.restart, ["listen", "writers", "log_file", "max_connections"]);
     assert_eq!(changes.live, ["drain", "allowed_hosts", "max_age", "topics"]);
+}
+
+#[test]
+fn a_durable_topic_needs_a_directory_and_a_directory_a_durable_topic() {
+    let needs = "durable topics need a directory; set data_dir";
+    for text in ["durable = true\n", "[[topics]]\npattern = \"a/#\"\ndurable = true\n"] {
+        let found = problems(text);
+        assert!(found[0].ends_with(needs), "{found:?}");
+        assert!(file(&format!("data_dir = \"d\"\n{text}")).warnings.is_empty());
+    }
+    assert!(file("data_dir = \"d\"\n").warnings[0].contains("no topic is durable"));
+    let text = "data_dir = \"d\"\n[[topics]]\npattern = \"a\"\ndurable = true\nsync = \"os\"\n";
+    let topics = file(text).config.topics;
+    let policy = |topic| topics.policy(&Name::parse(topic).unwrap());
+    assert_eq!((policy("a").durable, policy("a").sync), (true, SyncPolicy::Os));
+    assert_eq!((policy("b").durable, policy("b").sync), (false, SyncPolicy::Always));
 }
 
 #[test]

@@ -59,6 +59,8 @@ label!(
         Heartbeat = "heartbeat_missed",
         /// Nothing of what waited was taken for the write stall limit.
         Stalled = "stalled",
+        /// Another connection took over one of its consumers.
+        Replaced = "replaced",
         /// A subscription with `slow: disconnect` fell out of its log.
         Slow = "slow_consumer",
         /// It broke the WebSocket protocol.
@@ -102,7 +104,7 @@ label!(
 
 impl Label for GapReason {
     const KEY: &'static str = "reason";
-    const VALUES: &'static [&'static str] = &["truncated", "slow", "retention"];
+    const VALUES: &'static [&'static str] = &["truncated", "slow", "retention", "damaged"];
 
     fn index(self) -> usize {
         self as usize

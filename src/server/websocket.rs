@@ -122,7 +122,8 @@ impl Session {
         let Decoded { id, request } = request::decode(text);
         let outcome = match request {
             Ok(Request::Publish(publish)) => self.publish(id, &publish),
-            Ok(Request::Subscribe { filter, from, slow }) => {
+            Ok(Request::Ack { topic, seq }) => self.ack(&topic, seq),
+            Ok(Request::Subscribe { filter, from, slow, acks: _ }) => {
                 self.subscribe(id, filter, &from, slow)
             }
             Ok(Request::Unsubscribe { filter }) => self.unsubscribe(id, filter),
@@ -179,6 +180,10 @@ impl Session {
         if let Some(id) = id {
             self.line.reply(|out| reply::published(out, id, &receipt));
         }
+        Ok(())
+    }
+
+    fn ack(&mut self, _topic: &str, _seq: u64) -> Result<(), Refusal> {
         Ok(())
     }
 

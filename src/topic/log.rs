@@ -224,7 +224,7 @@ impl Log {
     /// Removes what the policy no longer keeps at `now_ms`.
     pub fn evict(&mut self, now_ms: u64) -> Evictions {
         let mut gone = Evictions::default();
-        let Policy { max_events, max_bytes, max_age } = self.policy;
+        let Policy { max_events, max_bytes, max_age, .. } = self.policy;
         while max_events < self.len() && 1 < self.len() {
             gone.count += self.pop(Evicted::Count);
         }

@@ -81,6 +81,8 @@ pub enum CloseCode {
     InvalidText = 1007,
     TooBig = 1009,
     Internal = 1011,
+    /// Another connection has taken over a consumer of this one.
+    Replaced = 4002,
     HeartbeatMissed = 4101,
     SlowConsumer = 4200,
 }
@@ -94,6 +96,7 @@ impl CloseCode {
         CloseCode::InvalidText,
         CloseCode::TooBig,
         CloseCode::Internal,
+        CloseCode::Replaced,
         CloseCode::HeartbeatMissed,
         CloseCode::SlowConsumer,
     ];
@@ -129,13 +132,21 @@ impl ComeBack {
 pub enum Durability {
     /// In the relay's memory: it survives the subscriber, not the relay.
     Memory,
+    /// With the operating system: it survives the relay's process, not a loss of power.
+    Written,
+    /// On disk: it survives a loss of power.
+    Synced,
 }
 
 impl Durability {
+    pub const ALL: &[Durability] = &[Durability::Memory, Durability::Written, Durability::Synced];
+
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Durability::Memory => "memory",
+            Durability::Written => "written",
+            Durability::Synced => "synced",
         }
     }
 }
@@ -149,10 +160,13 @@ pub enum GapReason {
     Slow,
     /// The events were removed for their age, or for the relay-wide memory limit.
     Retention,
+    /// What is on disk is not what was written.
+    Damaged,
 }
 
 impl GapReason {
-    pub const ALL: &[GapReason] = &[GapReason::Truncated, GapReason::Slow, GapReason::Retention];
+    pub const ALL: &[GapReason] =
+        &[GapReason::Truncated, GapReason::Slow, GapReason::Retention, GapReason::Damaged];
 
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -160,6 +174,7 @@ impl GapReason {
             GapReason::Truncated => "truncated",
             GapReason::Slow => "slow",
             GapReason::Retention => "retention",
+            GapReason::Damaged => "damaged",
         }
     }
 }

@@ -4,6 +4,8 @@
 //! Every field is first taken as raw JSON, which is iterative and borrows from the message; only
 //! the fields that the request's type knows are looked into. `data` is never looked into at all.
 
+mod from;
+
 use std::{borrow::Cow, fmt};
 
 use serde::{
@@ -14,23 +16,21 @@ use serde_json::value::RawValue;
 
 use crate::{
     base::limits::{
-        EVENT_NAME_BYTES_MAX, HISTORY_EVENTS_MAX, JSON_DEPTH_MAX, KEY_BYTES_MAX, POSITIONS_MAX,
+        ACK_WINDOW_DEFAULT, ACK_WINDOW_MAX, EVENT_NAME_BYTES_MAX, HISTORY_EVENTS_MAX,
+        JSON_DEPTH_MAX, KEY_BYTES_MAX,
     },
     name::{Filter, Name, UserName},
-    wire::{
-        codes::Code,
-        json,
-        position::{Epoch, From, Position},
-    },
+    wire::{codes::Code, json, position::From},
 };
 
 /// What a client asks for.
 #[derive(Debug)]
 pub enum Request<'a> {
     Hello { user: Option<UserName>, client: Option<String> },
-    Subscribe { filter: Filter, from: From, slow: SlowPolicy },
+    Subscribe { filter: Filter, from: From, slow: SlowPolicy, acks: Option<Acks> },
     Unsubscribe { filter: Filter },
     Publish(Publish<'a>),
+    Ack { topic: Cow<'a, str>, seq: u64 },
     History { topic: Name, from: Option<From>, limit: u64 },
     Ping,
 }
@@ -43,6 +43,15 @@ pub struct Publish<'a> {
     pub data: &'a str,
     pub name: Option<Cow<'a, str>>,
     pub key: Option<Cow<'a, str>>,
+}
+
+/// What a subscription that acknowledges asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Acks {
+    /// Events that may be sent and not acknowledged.
+    pub window: u64,
+    /// Under which name the relay keeps the position.
+    pub consumer: Option<UserName>,
 }
 
 /// What happens to a subscription whose cursor the log's tail has passed.
@@ -147,6 +156,8 @@ struct Envelope<'a> {
     slow: Field<'a>,
     ack: Field<'a>,
     consumer: Field<'a>,
+    window: Field<'a>,
+    seq: Field<'a>,
     limit: Field<'a>,
     user: Field<'a>,
     client: Field<'a>,
@@ -184,6 +195,8 @@ impl<'de> Visitor<'de> for Fill<'_, 'de> {
                 "slow" => &mut self.0.slow,
                 "ack" => &mut self.0.ack,
                 "consumer" => &mut self.0.consumer,
+                "window" => &mut self.0.window,
+                "seq" => &mut self.0.seq,
                 "limit" => &mut self.0.limit,
                 "user" => &mut self.0.user,
                 "client" => &mut self.0.client,
@@ -208,6 +221,7 @@ impl<'a> Envelope<'a> {
             "publish" => self.publish().map(Request::Publish),
             "subscribe" => self.subscribe(),
             "unsubscribe" => Ok(Request::Unsubscribe { filter: self.filter()? }),
+            "ack" => self.ack(),
             "history" => self.history(),
             "hello" => self.hello(),
             "ping" => Ok(Request::Ping),
@@ -215,7 +229,7 @@ impl<'a> Envelope<'a> {
                 code: Code::UnknownType,
                 message: format!(
                     "the type {} is not known; known are hello, subscribe, unsubscribe, publish, \
-                     history and ping",
+                     ack, history and ping",
                     shown(unknown)
                 ),
                 field: Some("type"),
@@ -267,15 +281,56 @@ impl<'a> Envelope<'a> {
                 return Err(Refusal::field("slow", message));
             }
         };
-        if !matches!(self.ack.0, None | Some("false" | "null")) {
-            let message = "ack is not offered by this relay; leave it out";
-            return Err(Refusal::field("ack", message));
-        }
-        if !matches!(self.consumer.0, None | Some("null")) {
-            let message = "consumer is not offered by this relay; keep the position yourself";
+        let acks = self.acks(&filter)?;
+        Ok(Request::Subscribe { filter, from, slow, acks })
+    }
+
+    #[inline(never)]
+    fn acks(&self, filter: &Filter) -> Result<Option<Acks>, Refusal> {
+        let consumer = match self.consumer.text("consumer")? {
+            None => None,
+            Some(text) => Some(
+                UserName::parse(&text)
+                    .map_err(|error| Refusal::field("consumer", format!("consumer {error}")))?,
+            ),
+        };
+        if consumer.is_some() && matches!(filter, Filter::Pattern(_)) {
+            let message = "consumer is for a single topic; subscribe to each topic by its name";
             return Err(Refusal::field("consumer", message));
         }
-        Ok(Request::Subscribe { filter, from, slow })
+        let wanted = match self.ack.0 {
+            None | Some("null") => consumer.is_some(),
+            Some("true") => true,
+            Some("false") if consumer.is_some() => {
+                let message = "ack is false; a consumer moves by acknowledgements, so leave ack \
+                               out or make it true";
+                return Err(Refusal::field("ack", message));
+            }
+            Some("false") => false,
+            Some(raw) => {
+                let message = format!("ack is {}; it must be true or false", shown(raw));
+                return Err(Refusal::field("ack", message));
+            }
+        };
+        let window = self.window.number("window")?;
+        if window.is_some() && !wanted {
+            let message = "window bounds what is not acknowledged; it needs ack to be true";
+            return Err(Refusal::field("window", message));
+        }
+        let window = window.unwrap_or(ACK_WINDOW_DEFAULT);
+        if !(1..=ACK_WINDOW_MAX).contains(&window) {
+            let message = format!("window is {window}; allowed is 1 to {ACK_WINDOW_MAX}");
+            return Err(Refusal::field("window", message));
+        }
+        Ok(wanted.then_some(Acks { window, consumer }))
+    }
+
+    fn ack(&self) -> Result<Request<'a>, Refusal> {
+        let topic = self.topic.required("topic")?.text("topic")?.unwrap_or_default();
+        let seq = self.seq.required("seq")?.number("seq")?.ok_or_else(|| {
+            Refusal::field("seq", "seq is null; it is the last event that was handled")
+        })?;
+        Ok(Request::Ack { topic, seq })
     }
 
     #[inline(never)]
@@ -318,7 +373,7 @@ impl<'a> Envelope<'a> {
     fn from(&self) -> Result<Option<From>, Refusal> {
         match self.from.0 {
             None | Some("null") => Ok(None),
-            Some(raw) => parse_from(raw).map(Some),
+            Some(raw) => from::parse(raw).map(Some),
         }
     }
 }
@@ -333,118 +388,6 @@ pub const HISTORY_DEFAULT: u64 = 100;
 /// The rule that `text` breaks.
 pub fn parse_topic(text: &str) -> Result<Name, Refusal> {
     Name::parse(text).map_err(|error| Refusal::field("topic", format!("topic {error}")))
-}
-
-#[derive(Deserialize, Default)]
-#[serde(default, expecting = "a JSON object")]
-struct FromFields<'a> {
-    #[serde(borrow)]
-    last: Field<'a>,
-    #[serde(borrow)]
-    since: Field<'a>,
-    #[serde(borrow)]
-    epoch: Field<'a>,
-    #[serde(borrow)]
-    seq: Field<'a>,
-    #[serde(borrow)]
-    positions: Field<'a>,
-}
-
-const FROM_FORMS: &str = "from is \"live\", \"start\", {\"last\": n}, {\"since\": unix_ms}, \
-                          {\"epoch\": e, \"seq\": n} or, for a pattern, {\"positions\": {...}}";
-
-fn parse_from(raw: &str) -> Result<From, Refusal> {
-    if raw.starts_with('"') {
-        let text: Cow<'_, str> = string(raw).unwrap_or_default();
-        return match &*text {
-            "live" => Ok(From::Live),
-            "start" => Ok(From::Start),
-            found => Err(Refusal::field("from", format!("from is {}; {FROM_FORMS}", shown(found)))),
-        };
-    }
-    let wrong = || Refusal::field("from", format!("from is {}; {FROM_FORMS}", shown(raw)));
-    if !raw.starts_with('{') {
-        return Err(wrong());
-    }
-    let fields: FromFields<'_> = serde_json::from_str(raw).map_err(|_| wrong())?;
-    let forms = [fields.last.0, fields.since.0, fields.positions.0];
-    let position = fields.epoch.0.is_some() || fields.seq.0.is_some();
-    if forms.iter().flatten().count() + usize::from(position) != 1 {
-        return Err(wrong());
-    }
-    if position {
-        return position_of(&fields).map(From::After);
-    }
-    if let Some(raw) = fields.positions.0 {
-        return positions(raw).map(From::Positions);
-    }
-    if let Some(count) = fields.last.number("from.last")? {
-        return Ok(From::Last(count));
-    }
-    fields.since.number("from.since")?.map(From::Since).ok_or_else(wrong)
-}
-
-fn position_of(fields: &FromFields<'_>) -> Result<Position, Refusal> {
-    let epoch = fields.epoch.text("from.epoch")?.ok_or_else(|| {
-        Refusal::field("from.epoch", "from.epoch is missing; a sequence means nothing without it")
-    })?;
-    let epoch: Epoch = epoch.parse().map_err(|error| {
-        Refusal::field("from.epoch", format!("from.epoch {} {error}", shown(&epoch)))
-    })?;
-    let seq = fields.seq.number("from.seq")?.ok_or_else(|| {
-        Refusal::field("from.seq", "from.seq is missing; it is the last one seen")
-    })?;
-    Ok(Position { epoch, seq })
-}
-
-fn positions(raw: &str) -> Result<Vec<(Name, Position)>, Refusal> {
-    let wrong = |error| {
-        Refusal::field(
-            "from.positions",
-            format!("from.positions is not {{topic: position}}: {error}"),
-        )
-    };
-    let map: Positions<'_> = serde_json::from_str(raw).map_err(wrong)?;
-    if POSITIONS_MAX < map.0.len() {
-        let message =
-            format!("from.positions lists {} topics, allowed are {POSITIONS_MAX}", map.0.len());
-        return Err(Refusal::field("from.positions", message));
-    }
-    let position = |(topic, fields): &(Cow<'_, str>, FromFields<'_>)| {
-        let name = Name::parse(topic).map_err(|error| {
-            Refusal::field(
-                "from.positions",
-                format!("from.positions: topic {} {error}", shown(topic)),
-            )
-        })?;
-        Ok((name, position_of(fields)?))
-    };
-    map.0.iter().map(position).collect()
-}
-
-/// An object with its entries in the order they were written.
-struct Positions<'a>(Vec<(Cow<'a, str>, FromFields<'a>)>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Positions<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Entries;
-        impl<'de> Visitor<'de> for Entries {
-            type Value = Positions<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of positions by topic")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut entries = Vec::new();
-                while let Some((topic, fields)) = map.next_entry::<Text<'de>, FromFields<'de>>()? {
-                    entries.push((topic.0, fields));
-                }
-                Ok(Positions(entries))
-            }
-        }
-        deserializer.deserialize_map(Entries)
-    }
 }
 
 #[derive(Deserialize)]

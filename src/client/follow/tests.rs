@@ -166,7 +166,9 @@ impl Relay {
                     self.say(reply);
                 }
             }
-            Request::Hello { .. } | Request::Publish(_) | Request::Ping => panic!("{text}"),
+            Request::Hello { .. } | Request::Publish(_) | Request::Ack { .. } | Request::Ping => {
+                panic!("{text}")
+            }
         }
     }
 

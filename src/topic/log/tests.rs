@@ -8,7 +8,7 @@ use crate::base::random;
 const EPOCH: Epoch = Epoch::from_number(7);
 
 fn policy(max_events: u64) -> Policy {
-    Policy { max_events, max_bytes: u64::MAX, max_age: None }
+    Policy { max_events, max_bytes: u64::MAX, max_age: None, ..Policy::default() }
 }
 
 fn log(policy: Policy) -> Log {
@@ -140,7 +140,7 @@ fn the_times_of_a_log_never_go_back() {
 
 #[test]
 fn the_newest_event_stays_even_if_it_is_beyond_the_bound() {
-    let tiny = Policy { max_events: 10, max_bytes: 1, max_age: None };
+    let tiny = Policy { max_events: 10, max_bytes: 1, max_age: None, ..Policy::default() };
     let mut log = log(tiny);
     append(&mut log, "0", 1);
     let (_, gone) = append(&mut log, "1", 2);
@@ -235,6 +235,7 @@ fn random_readers_get_every_event_or_its_announced_loss() {
             max_events: 1 + random::below(50),
             max_bytes: 200 + random::below(5_000),
             max_age: (random::below(2) == 0).then(|| Duration::from_millis(random::below(300))),
+            ..Policy::default()
         };
         let mut log = log(bounds);
         let mut readers = [0_u64; 3];

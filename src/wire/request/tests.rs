@@ -1,6 +1,7 @@
 //! What is understood, and what is refused in which words.
 
 use super::*;
+use crate::wire::position::{Epoch, Position};
 
 fn refusal(text: &str) -> Refusal {
     match decode(text).request {
@@ -90,8 +91,16 @@ fn every_field_of_every_message_refuses_the_wrong_type_by_name() {
         (r#"{"type":"subscribe","topic":"a/+","from":{"positions":[]}}"#, "from.positions"),
         (r#"{"type":"subscribe","topic":"a","slow":"drop"}"#, "slow"),
         (r#"{"type":"subscribe","topic":"a","slow":1}"#, "slow"),
-        (r#"{"type":"subscribe","topic":"a","ack":true}"#, "ack"),
-        (r#"{"type":"subscribe","topic":"a","consumer":"c"}"#, "consumer"),
+        (r#"{"type":"subscribe","topic":"a","ack":1}"#, "ack"),
+        (r#"{"type":"subscribe","topic":"a","ack":false,"consumer":"c"}"#, "ack"),
+        (r#"{"type":"subscribe","topic":"a","window":5}"#, "window"),
+        (r#"{"type":"subscribe","topic":"a","ack":true,"window":0}"#, "window"),
+        (r#"{"type":"subscribe","topic":"a","ack":true,"window":65537}"#, "window"),
+        (r#"{"type":"subscribe","topic":"a/+","consumer":"c"}"#, "consumer"),
+        (r#"{"type":"ack","seq":1}"#, "topic"),
+        (r#"{"type":"ack","topic":"a"}"#, "seq"),
+        (r#"{"type":"ack","topic":"a","seq":-1}"#, "seq"),
+        (r#"{"type":"subscribe","topic":"a","consumer":"c/d"}"#, "consumer"),
         (r#"{"type":"unsubscribe"}"#, "topic"),
         (r#"{"type":"history","topic":"a/#"}"#, "topic"),
         (r#"{"type":"history","topic":"a","limit":0}"#, "limit"),
