@@ -14,7 +14,25 @@
 //! [`Rank::Store`](crate::base::lock::Rank::Store), to copy a reference or count a reader; never
 //! during I/O.
 
+mod backend;
+mod ballast;
+mod commit;
+mod database;
+pub mod disk;
+mod facts;
+mod journal;
+mod pages;
+mod record;
+mod retention;
+#[doc(hidden)]
+pub mod sim;
+mod tables;
+#[cfg(test)]
+mod tests;
+
 use std::{fmt::Debug, sync::Arc};
+
+pub use database::{Database, StoreSettings};
 
 use crate::{
     config::Policy,
