@@ -19,6 +19,8 @@ pub mod resume;
 
 pub mod epoch;
 
+pub mod durable;
+
 pub mod dedupe;
 
 pub mod isolation;
