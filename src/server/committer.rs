@@ -25,7 +25,7 @@ use std::{
 use crate::{
     base::{
         backoff::Backoff,
-        lane::{Receiver, RecvTimeoutError},
+        lane::{Inlet, Receiver, RecvTimeoutError},
         limits::{COMMIT_BYTES, WRITTEN_BYTES_MAX},
         lock,
     },
@@ -57,6 +57,8 @@ struct Committer<'a> {
     written: HashMap<TopicId, Arc<Topic>>,
     sync_at: Option<Instant>,
     forgotten: Vec<TopicId>,
+    /// Who waits until what came before is stored.
+    barriers: Vec<Inlet<()>>,
     sweep_at: Instant,
     failed: Option<Failed>,
     stopping: bool,
@@ -86,6 +88,7 @@ pub(crate) fn run(shared: &Arc<Shared>, inbox: &Receiver<Job>, store: Box<dyn St
         written: HashMap::new(),
         sync_at: None,
         forgotten: Vec::new(),
+        barriers: Vec::new(),
         sweep_at: shared.clock.now(),
         failed: None,
         stopping: false,
@@ -97,6 +100,10 @@ pub(crate) fn run(shared: &Arc<Shared>, inbox: &Receiver<Job>, store: Box<dyn St
             committer.stand_by();
         } else {
             committer.round();
+        }
+        if committer.ready.is_empty() {
+            // Who has given up waiting does not hear it.
+            committer.barriers.drain(..).for_each(|barrier| drop(barrier.offer(())));
         }
     }
     committer.end();
@@ -140,6 +147,7 @@ impl Committer<'_> {
             }
             Job::Forget(id) => self.forgotten.push(id),
             Job::Retain => self.sweep_at = self.shared.clock.now(),
+            Job::Barrier(reply) => self.barriers.push(reply),
             Job::Stop => self.stopping = true,
         }
     }
@@ -149,7 +157,9 @@ impl Committer<'_> {
         let now = self.shared.clock.now();
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         let mut topics = std::mem::take(&mut self.ready);
+        let mut must = !self.forgotten.is_empty();
         if is_due(self.lazy_at) || self.stopping {
+            must |= !self.lazy.is_empty();
             topics.append(&mut self.lazy);
             self.lazy_at = None;
         }
@@ -157,7 +167,7 @@ impl Committer<'_> {
         topics.iter().for_each(|topic| topic.committer_looks());
         let sweeps = self.sweep_at <= now;
         let must_sync = is_due(self.sync_at) || WRITTEN_BYTES_MAX < self.store.written_bytes();
-        let must = sweeps || must_sync || !self.forgotten.is_empty();
+        must |= sweeps || must_sync;
         if must || topics.iter().any(|topic| topic.needs_commit()) {
             self.commit(topics, sweeps);
         } else if !topics.is_empty() {

@@ -13,9 +13,9 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     base::{
         clock::Clock,
-        lane::Inlet,
+        lane::{self, Inlet},
         limits::WAITER_BYTES,
-        lock::{Rank, Ranked},
+        lock::{self, Rank, Ranked},
         random,
         sync::{
             Condvar,
@@ -42,6 +42,8 @@ pub(crate) enum Job {
     Forget(TopicId),
     /// Policies have changed.
     Retain,
+    /// Somebody waits until what came before this is stored, or cannot be.
+    Barrier(Inlet<()>),
     /// The relay stops; what comes before this is still stored.
     Stop,
 }
@@ -218,7 +220,7 @@ impl Vault {
         let gone = bytes + events * WAITER_BYTES;
         let before = self.backlog.fetch_sub(gone, Ordering::Relaxed);
         let max = self.backlog_max.load(Ordering::Relaxed);
-        if max < before || before == gone {
+        if max < before {
             // With the lock, so that nobody is between looking and waiting.
             self.state.with(|_| ());
             self.changed.notify_all();
@@ -229,16 +231,17 @@ impl Vault {
         self.backlog.load(Ordering::Relaxed)
     }
 
-    /// Waits until nothing waits for the disk, or the store has failed.
+    /// Waits until everything that the committer was told of is stored, or cannot be.
     ///
     /// # Blocking
     ///
     /// Up to `limit`.
     pub(crate) fn drain(&self, limit: Duration) {
-        let deadline = self.clock.now() + limit;
-        _ = self.state.wait_until(&self.changed, Some(deadline), |state| {
-            (self.backlog_bytes() == 0 || state.failure.is_some()).then_some(())
-        });
+        let (reply, done) = lane::open(lane::REPLIES);
+        self.send(Job::Barrier(reply));
+        lock::assert_none_held();
+        // Nobody answers where there is no committer.
+        _ = done.recv_timeout(limit);
     }
 
     pub(crate) fn fail(&self, failure: Failure) {

@@ -14,6 +14,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Consumers {
     by_name: HashMap<UserName, Consumer>,
+    /// Those that changed since the store was last told.
+    dirty: Vec<UserName>,
     /// Names that were removed and that the store may still have.
     removed: Vec<UserName>,
     last_fence: u64,
@@ -23,7 +25,7 @@ pub struct Consumers {
 struct Consumer {
     state: ConsumerState,
     holder: Option<Holder>,
-    /// Changed since the store was last told.
+    /// Changed since the store was last told: among the dirty ones.
     is_dirty: bool,
 }
 
@@ -93,7 +95,7 @@ impl Consumers {
         let consumer = self.by_name.entry(name.clone()).or_insert_with(|| Consumer {
             state: ConsumerState { seq, deliveries: 0, used_ms: now_ms },
             holder: None,
-            is_dirty: true,
+            is_dirty: false,
         });
         self.removed.retain(|removed| removed != name);
         let previous = consumer.holder.replace(Holder { connection, writer, fence });
@@ -101,7 +103,7 @@ impl Consumers {
         // Whoever holds it is sent the next event; if it goes away without a word, that counted.
         consumer.state.deliveries = deliveries.saturating_add(u32::from(seq < tail));
         consumer.state.used_ms = now_ms;
-        consumer.is_dirty = true;
+        consumer.soil(name, &mut self.dirty);
         Claim { fence, seq, deliveries, is_new, previous }
     }
 
@@ -117,30 +119,30 @@ impl Consumers {
 
     /// Moves `name` to `seq`, if `fence` still holds it and it moves forward.
     pub fn acknowledge(&mut self, name: &UserName, fence: u64, seq: u64, now_ms: u64) -> bool {
-        let Some(consumer) = self.held(name, fence) else { return false };
+        let Some((consumer, dirty)) = self.held(name, fence) else { return false };
         if seq <= consumer.state.seq {
             return false;
         }
         // The event after it has been sent to this holder, or will be.
         consumer.state = ConsumerState { seq, deliveries: 1, used_ms: now_ms };
-        consumer.is_dirty = true;
+        consumer.soil(name, dirty);
         true
     }
 
     /// Notes that the event after the position is sent once more. Returns how often that makes.
     pub fn redeliver(&mut self, name: &UserName, fence: u64) -> Option<u32> {
-        let consumer = self.held(name, fence)?;
+        let (consumer, dirty) = self.held(name, fence)?;
         consumer.state.deliveries = consumer.state.deliveries.saturating_add(1);
-        consumer.is_dirty = true;
+        consumer.soil(name, dirty);
         Some(consumer.state.deliveries)
     }
 
     /// Ends the hold of `fence`.
     pub fn release(&mut self, name: &UserName, fence: u64, now_ms: u64) {
-        if let Some(consumer) = self.held(name, fence) {
+        if let Some((consumer, dirty)) = self.held(name, fence) {
             consumer.holder = None;
             consumer.state.used_ms = now_ms;
-            consumer.is_dirty = true;
+            consumer.soil(name, dirty);
         }
     }
 
@@ -162,18 +164,19 @@ impl Consumers {
     /// Whether the store has to be told something.
     #[must_use]
     pub fn is_dirty(&self) -> bool {
-        !self.removed.is_empty() || self.by_name.values().any(|consumer| consumer.is_dirty)
+        !self.removed.is_empty() || !self.dirty.is_empty()
     }
 
     /// What the store has to be told; it counts as told.
     pub fn take_changes(&mut self, topic: TopicId) -> Vec<ConsumerChange> {
-        let dirty = self.by_name.iter_mut().filter(|(_, consumer)| consumer.is_dirty);
-        let mut changes: Vec<ConsumerChange> = dirty
-            .map(|(name, consumer)| {
+        let mut changes = Vec::with_capacity(self.dirty.len() + self.removed.len());
+        for name in std::mem::take(&mut self.dirty) {
+            // It may have been removed since.
+            if let Some(consumer) = self.by_name.get_mut(&name) {
                 consumer.is_dirty = false;
-                ConsumerChange { topic, name: name.clone(), state: Some(consumer.state) }
-            })
-            .collect();
+                changes.push(ConsumerChange { topic, name, state: Some(consumer.state) });
+            }
+        }
         let gone = self.removed.drain(..);
         changes.extend(gone.map(|name| ConsumerChange { topic, name, state: None }));
         changes
@@ -183,7 +186,7 @@ impl Consumers {
     pub fn repeat(&mut self, changes: Vec<ConsumerChange>) {
         for ConsumerChange { name, .. } in changes {
             match self.by_name.get_mut(&name) {
-                Some(consumer) => consumer.is_dirty = true,
+                Some(consumer) => consumer.soil(&name, &mut self.dirty),
                 None => self.removed.push(name),
             }
         }
@@ -205,9 +208,19 @@ impl Consumers {
         list
     }
 
-    fn held(&mut self, name: &UserName, fence: u64) -> Option<&mut Consumer> {
+    fn held(&mut self, name: &UserName, fence: u64) -> Option<(&mut Consumer, &mut Vec<UserName>)> {
         let consumer = self.by_name.get_mut(name)?;
-        consumer.holder.is_some_and(|holder| holder.fence == fence).then_some(consumer)
+        let is_held = consumer.holder.is_some_and(|holder| holder.fence == fence);
+        is_held.then_some((consumer, &mut self.dirty))
+    }
+}
+
+impl Consumer {
+    /// Notes that the store is to be told of it.
+    fn soil(&mut self, name: &UserName, dirty: &mut Vec<UserName>) {
+        if !std::mem::replace(&mut self.is_dirty, true) {
+            dirty.push(name.clone());
+        }
     }
 }
 

@@ -53,6 +53,8 @@ pub struct Evictions {
     pub memory: u64,
     /// Idempotency keys that had to go before their window ended.
     pub keys: u64,
+    /// Events that went from memory alone: they are on disk.
+    pub cached: u64,
 }
 
 /// Where a reader starts, and whether that is what it asked for.
@@ -287,7 +289,7 @@ impl Log {
                 gone.keys += 1;
             } else if self.marks.is_some() {
                 // Nothing is lost: it is on disk as well.
-                self.trim_tail(bytes.saturating_sub(self.dedupe.bytes()), steps);
+                gone.cached = self.trim_tail(bytes.saturating_sub(self.dedupe.bytes()), steps);
                 break;
             } else if self.is_empty() {
                 break;

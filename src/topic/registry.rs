@@ -73,6 +73,8 @@ struct Inner {
     settings: TopicSettings,
     /// When topics that nobody ever published to were last forgotten to make room.
     made_room_ms: u64,
+    /// Durable ones among them, which the store does not know to be gone.
+    forgotten: Vec<TopicId>,
 }
 
 impl Inner {
@@ -83,16 +85,14 @@ impl Inner {
 
     /// Forgets the topics that have no follower and never had an event: nobody loses anything, and
     /// who only asks for names cannot use them up. At most once a second, since it looks at all.
-    fn forget_unused(&mut self, now_ms: u64) -> u64 {
+    fn forget_unused(&mut self, now_ms: u64) -> Vec<Arc<Topic>> {
         if now_ms < self.made_room_ms.saturating_add(MAKE_ROOM_EVERY_MS) {
-            return 0;
+            return Vec::new();
         }
         self.made_room_ms = now_ms;
-        let before = self.topics.len();
         let is_used =
             |topic: &Arc<Topic>| 0 < topic.look(|log| log.tail()) || !topic.retire(now_ms);
-        self.topics.retain(|_, topic| is_used(topic));
-        (before - self.topics.len()) as u64
+        self.topics.extract_if(|_, topic| !is_used(topic)).map(|(_, topic)| topic).collect()
     }
 }
 
@@ -154,6 +154,7 @@ impl Registry {
                     patterns: Trie::default(),
                     settings: TopicSettings::default(),
                     made_room_ms: 0,
+                    forgotten: Vec::new(),
                 },
             ),
             writers,
@@ -285,7 +286,9 @@ impl Registry {
             let now_ms = self.clock.unix_ms();
             if max <= inner.topics.len() {
                 let forgotten = inner.forget_unused(now_ms);
-                self.metrics.topics_forgotten.add(forgotten);
+                self.metrics.topics_forgotten.add(forgotten.len() as u64);
+                let ids = forgotten.iter().filter_map(|topic| self.forget(topic));
+                inner.forgotten.extend(ids);
             }
             if max <= inner.topics.len() {
                 return Err(RegistryError::Full { max });
@@ -297,6 +300,13 @@ impl Registry {
         })?;
         followers.into_iter().for_each(|follower| created(follower, &topic));
         Ok((topic, is_new))
+    }
+
+    /// Notes that `topic` is no more. Returns its number in the store, which is to be told.
+    fn forget(&self, topic: &Topic) -> Option<TopicId> {
+        let (id, origin) = (topic.id()?, self.origin.as_ref()?);
+        origin.incarnation.fetch_add(1, Ordering::Relaxed);
+        Some(id)
     }
 
     fn make(&self, name: &Name, policy: Policy, now_ms: u64) -> Topic {
@@ -381,7 +391,8 @@ impl Registry {
     /// Removes events beyond their age, consumers that nobody has used for `consumer_idle`, and
     /// topics that nobody would miss.
     pub fn sweep(&self, consumer_idle: Duration) -> Swept {
-        let mut swept = Swept::default();
+        let forgotten = self.inner.with(|inner| std::mem::take(&mut inner.forgotten));
+        let mut swept = Swept { forgotten, ..Swept::default() };
         let (topics, forget_after) =
             self.inner.with(|inner| (inner.all(), inner.settings.forget_after));
         let now_ms = self.clock.unix_ms();
@@ -406,9 +417,8 @@ impl Registry {
                     topic.retire(unused_since_ms) && inner.topics.remove(topic.name()).is_some()
                 });
             self.metrics.topics_forgotten.add(u64::from(forgotten));
-            if forgotten && let (Some(id), Some(origin)) = (topic.id(), &self.origin) {
-                origin.incarnation.fetch_add(1, Ordering::Relaxed);
-                swept.forgotten.push(id);
+            if forgotten {
+                swept.forgotten.extend(self.forget(&topic));
             }
         }
         self.reclaim();
@@ -426,7 +436,7 @@ impl Registry {
         if gone == Evictions::default() {
             return;
         }
-        let Evictions { count, bytes, age, memory, keys } = gone;
+        let Evictions { count, bytes, age, memory, keys, cached: _ } = gone;
         self.metrics.dedupe_evicted.add(keys);
         for (reason, events) in [
             (Evicted::Count, count),
@@ -469,7 +479,7 @@ impl Registry {
             let (gone, grown) = topic.change(|log| log.shrink(keep, RECLAIM_STEPS));
             self.account(gone, grown);
             // Nothing went if others were quicker; once is enough to look at such a topic.
-            if 0 < gone.memory + gone.keys {
+            if 0 < gone.memory + gone.keys + gone.cached {
                 largest.put(index, topic.bytes());
             }
         }

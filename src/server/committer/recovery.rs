@@ -94,7 +94,7 @@ impl Committer<'_> {
                 self.written.insert(id, Arc::clone(&topic));
                 self.sync_at = Some(self.shared.clock.now());
             }
-            if topic.needs_commit() {
+            if topic.needs_commit() || topic.consumers(|consumers, _| consumers.is_dirty()) {
                 self.ready.push(topic);
             }
         }

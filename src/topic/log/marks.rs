@@ -195,15 +195,16 @@ impl Log {
     }
 
     /// Removes the oldest events from memory that are on disk as well, until at most `bytes` are
-    /// kept or `steps` of them went.
-    pub(super) fn trim_tail(&mut self, bytes: u64, steps: u64) {
-        let Some(marks) = &self.marks else { return };
-        for _ in 0..steps {
+    /// kept or `steps` of them went. Returns how many did.
+    pub(super) fn trim_tail(&mut self, bytes: u64, steps: u64) -> u64 {
+        let Some(marks) = &self.marks else { return 0 };
+        for step in 0..steps {
             let held = self.frames.bytes() + self.frames.len() as u64 * SLOT_BYTES;
             if held <= bytes || marks.stored < self.kept || self.frames.pop().is_none() {
-                return;
+                return step;
             }
             self.kept += 1;
         }
+        steps
     }
 }

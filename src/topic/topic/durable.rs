@@ -191,14 +191,15 @@ impl Topic {
         })
     }
 
-    /// Whether something is here that only a commit can make as safe as it is to be.
+    /// Whether something is here that somebody waits for and that only a commit can make as safe as
+    /// it is to be. Consumers' positions may wait.
     #[must_use]
     pub fn needs_commit(&self) -> bool {
         self.log.with(|body| {
             let log = &body.log;
             let syncs = log.durability() == Durability::Synced && log.stored() < log.appended();
             let waits = !body.durable.savers.is_empty();
-            syncs || waits || !body.durable.is_registered || body.consumers.is_dirty()
+            syncs || waits || !body.durable.is_registered
         })
     }
 
