@@ -130,6 +130,7 @@ impl Database {
     /// Removes what `keeps` allow, all of it, and returns the room to the disk.
     fn make_room(&self, file: &mut File, keeps: &[Keep]) -> Result<(), StoreError> {
         let (mut facts, _) = facts::load(&file.db)?;
+        file.release()?;
         let batch = Batch { keeps: keeps.to_vec(), ..Batch::default() };
         let journaled = commit::Journaled::default();
         let mut has_trimmed = false;
@@ -165,6 +166,7 @@ fn replay(disk: &dyn Disk, file: File) -> Result<(Open, Loaded), StoreError> {
 
 fn apply(disk: &dyn Disk, file: &File) -> Result<(Facts, Journal, Loaded), StoreError> {
     let (mut facts, mut loaded) = facts::load(&file.db)?;
+    file.release()?;
     let mut journal = Journal::open(disk)?;
     if journal.bytes() == 0 {
         return Ok((facts, journal, loaded));

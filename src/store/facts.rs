@@ -74,7 +74,8 @@ pub(super) fn load(db: &redb::Database) -> Result<(Facts, Loaded), StoreError> {
             .iter()
             .filter_map(|(id, topic)| topic.oldest_key.map(|(_, time_ms)| (time_ms, *id)))
             .collect();
-        let stored = topics.iter().map(|(id, topic)| stored(*id, topic)).collect();
+        let mut stored: Vec<_> = topics.iter().map(|(id, topic)| stored(*id, topic)).collect();
+        stored.sort_by_key(|topic| topic.id);
         let loaded = Loaded {
             seed: header.seed,
             incarnation: header.incarnation,
@@ -142,6 +143,10 @@ fn find_ends(
         Oldest { first, last: first, bytes_before: 0, last_ms: 0 },
         |chunk| Oldest::of(&chunk),
     ));
+    if record.first < first {
+        let (lost, name) = (record.first, record.name.as_str());
+        warnings.push(format!("the events {lost} to {} of topic {name} are lost", first - 1));
+    }
     let newest = match all.next_back() {
         Some(newest) => newest.map_err(failed(LOAD))?,
         None => (key, value),

@@ -24,6 +24,7 @@ const BLOCK: u64 = 4_096;
 /// A step of the disk that can be made to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
+    Read,
     Write,
     Sync,
 }
@@ -51,7 +52,7 @@ struct State {
     is_dead: Option<io::ErrorKind>,
     capacity: Option<u64>,
     lies: bool,
-    steps: [u64; 2],
+    steps: [u64; 3],
     lock: Arc<()>,
 }
 
@@ -78,7 +79,7 @@ impl SimDisk {
         let mut state = self.0.lock();
         state.fault = fault;
         state.is_dead = None;
-        state.steps = [0; 2];
+        state.steps = [0; 3];
     }
 
     /// How many steps of this kind there were since the last [`SimDisk::fail`].
@@ -196,8 +197,10 @@ impl State {
         let new: Vec<_> = (at as u64 / BLOCK..=last)
             .filter(|block| !self.files[file].blocks.contains(block))
             .collect();
-        let needed = self.used() + new.len() as u64 * BLOCK;
-        if !new.is_empty() && self.capacity.is_some_and(|capacity| capacity < needed) {
+        if let Some(capacity) = self.capacity
+            && !new.is_empty()
+            && capacity < self.used() + new.len() as u64 * BLOCK
+        {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let content = &mut self.files[file];
@@ -307,8 +310,8 @@ impl DiskFile for SimFile {
     }
 
     fn read_at(&self, at: u64, out: &mut [u8]) -> io::Result<()> {
-        let state = self.0.lock();
-        state.alive()?;
+        let mut state = self.0.lock();
+        state.step(Step::Read)?;
         let live = state.files[self.1].live.get(offset(at)..).unwrap_or_default();
         let bytes = live.get(..out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
         out.copy_from_slice(bytes);

@@ -8,7 +8,7 @@ use crate::{
     base::random,
     store::{
         StoreError, StoreSettings, TopicId,
-        backend::{Backend, Frozen, failed, guarded, io_failed, open_failed},
+        backend::{Backend, failed, guarded, io_failed, open_failed},
         disk::Disk,
         record::{self, Header},
     },
@@ -46,11 +46,12 @@ const CREATE: &str = "create the store";
 #[derive(Debug)]
 pub(super) struct File {
     pub(super) db: Arc<redb::Database>,
-    pub(super) frozen: Frozen,
+    backend: Backend,
 }
 
 impl File {
-    /// Opens the database, and creates it where there is none.
+    /// Opens the database, and creates it where there is none. Until [`File::release`] nothing is
+    /// written to one that was there.
     pub(super) fn open(disk: &dyn Disk, settings: &StoreSettings) -> Result<File, StoreError> {
         if disk.len(FILE).map_err(open_failed(place(disk), OPEN))?.unwrap_or(0) == 0 {
             create(disk, settings)?;
@@ -65,9 +66,14 @@ impl File {
         }
     }
 
+    /// Takes the file as what it says it is: from now on it is written to.
+    pub(super) fn release(&self) -> Result<(), StoreError> {
+        self.backend.release().map_err(io_failed(OPEN))
+    }
+
     /// Lets go of a file that is to stay as it is.
     pub(super) fn abandon(self) {
-        self.frozen.set();
+        self.backend.shut();
         self.close();
     }
 
@@ -105,6 +111,7 @@ fn create(disk: &dyn Disk, settings: &StoreSettings) -> Result<(), StoreError> {
     disk.remove(UNFINISHED).map_err(open_failed(place(disk), CREATE))?;
     let file = open(disk, UNFINISHED, settings)?;
     let made = guarded(CREATE, || {
+        file.release()?;
         let txn = file.db.begin_write().map_err(failed(CREATE))?;
         txn.open_table(EVENTS).map_err(failed(CREATE))?;
         txn.open_table(TOPICS).map_err(failed(CREATE))?;
@@ -126,19 +133,18 @@ fn create(disk: &dyn Disk, settings: &StoreSettings) -> Result<(), StoreError> {
 
 fn open(disk: &dyn Disk, name: &str, settings: &StoreSettings) -> Result<File, StoreError> {
     let file = disk.open(name).map_err(open_failed(place(disk), OPEN))?;
-    let frozen = Frozen::default();
-    let backend = Backend::new(file, frozen.clone());
+    let backend = Backend::held(file);
     guarded(OPEN, || {
         let mut builder = redb::Builder::new();
         builder.set_cache_size(settings.cache_bytes);
-        let db = builder.create_with_backend(backend).map_err(|error| {
+        let db = builder.create_with_backend(backend.clone()).map_err(|error| {
             if let redb::DatabaseError::UpgradeRequired(found) = error {
                 let found = u64::from(found);
                 return StoreError::Format { file: place(disk), found, known: REDB_FORMAT };
             }
             failed(OPEN)(error)
         })?;
-        Ok(File { db: Arc::new(db), frozen })
+        Ok(File { db: Arc::new(db), backend })
     })
 }
 

@@ -1,8 +1,18 @@
 //! The store as the relay uses it, on a disk that keeps its word and on one that does not.
 
+mod crash;
+mod damage;
+mod full;
+mod journal;
+mod model;
+mod opening;
+mod reading;
+mod retention;
+
 use std::sync::Arc;
 
 use crate::{
+    config::Policy,
     name::{Name, UserName},
     store::{
         Batch, ConsumerChange, ConsumerState, Database, Key, Loaded, NewTopic, Page, Pages, Run,
@@ -10,6 +20,9 @@ use crate::{
     },
     wire::{frame, json, position::Epoch},
 };
+
+/// A policy that keeps everything.
+const KEEP_ALL: Policy = Policy { max_events: u64::MAX, max_bytes: u64::MAX, max_age: None };
 
 /// A name with everything that JSON must escape.
 fn name(topic: TopicId) -> Name {
