@@ -192,13 +192,15 @@ impl Committer<'_> {
                 let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
                 self.shared.metrics.store_commits.add(1);
                 self.shared.metrics.store_commit_microseconds.add(micros);
-                self.shared.metrics.store_file_bytes.set(self.store.file_bytes());
                 self.written.clear();
                 self.sync_at = None;
                 let ids = taken.iter().filter_map(|(topic, _)| Some((topic.id()?, topic.clone())));
                 let ids: HashMap<TopicId, Arc<Topic>> = ids.collect();
                 self.confirm_all(taken, true);
                 self.trim(&committed, ids, sweeps);
+                if sweeps {
+                    self.shared.metrics.store_file_bytes.set(self.store.file_bytes());
+                }
             }
             Err(error) => {
                 self.forgotten.append(&mut batch.forgotten);

@@ -93,8 +93,9 @@ pub struct Run {
     pub keys: Vec<Key>,
 }
 
-/// Bytes of frames that one run should have at most.
-pub const RUN_BYTES_MAX: usize = 32 * 1024;
+/// Bytes of frames that one run should have at most. The database keeps values in pages whose sizes
+/// are powers of two: a run, with what is stored beside it, just fits into one of 32 KiB.
+pub const RUN_BYTES_MAX: usize = 32 * 1024 - 512;
 
 /// An idempotency key and the event that it stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]

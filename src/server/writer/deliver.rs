@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{
     ARENA_BYTES, Peer, Writer,
-    peer::{Following, Part, PartKind},
+    peer::{Following, Parked, Part, PartKind},
 };
 use crate::{
     base::{limits::TURN_BYTES, lock},
@@ -232,7 +232,13 @@ impl Writer {
     pub(super) fn fall_behind(&mut self, index: usize, feed_index: usize, cursor: u64) {
         let peer = &mut self.peers[index];
         if let Some(following) = peer.follows.get_mut(&feed_index) {
-            if following.cursor.is_none() {
+            let was_asked_for = following.parked == Some(Parked::Page);
+            if was_asked_for {
+                // The page that was asked for ahead is not the next one any more.
+                following.parked = None;
+                peer.paging -= 1;
+            }
+            if following.cursor.is_none() || was_asked_for {
                 peer.behind.push_back(feed_index);
             }
             following.cursor = Some(cursor);
@@ -279,6 +285,10 @@ impl Writer {
         let topic = Arc::clone(&feed.topic);
         let (copied, tail) =
             topic.look(|log| (log.copy_after(from, upto, TURN_BYTES, arena), log.tail()));
+        // Before it is sent: an acknowledgement may be here before the send has returned.
+        if let (Copied::UpTo(to), Some(acks)) = (copied, &following.acks) {
+            acks.offer(to);
+        }
         match copied {
             Copied::UpTo(to) => {
                 if to != from {
@@ -293,9 +303,6 @@ impl Writer {
                     // It goes on with the next acknowledgement.
                 } else if let Some(following) = self.peers[index].follows.get_mut(&feed_index) {
                     following.cursor = Some(to);
-                    if let Some(acks) = &following.acks {
-                        acks.offer(to);
-                    }
                 }
             }
             Copied::Stored => {

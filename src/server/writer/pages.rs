@@ -81,6 +81,18 @@ impl Writer {
         self.ask_for_pages();
     }
 
+    /// Asks for the page behind one that is about to be sent, so that it is read meanwhile.
+    fn ask_ahead(&mut self, index: usize, feed: usize) {
+        let topic = Arc::clone(&self.feeds[feed].topic);
+        let Some(following) = self.peers[index].follows.get(&feed) else { return };
+        let Some(cursor) = following.cursor else { return };
+        let limit = following.acks.as_ref().map_or(u64::MAX, |acks| acks.limit());
+        let (is_stored, upto) = topic.look(|log| (log.is_on_disk(cursor + 1), log.tail()));
+        if is_stored && cursor < limit {
+            self.ask_for_page(index, feed, &topic, (cursor, upto.min(limit)));
+        }
+    }
+
     fn take_page(
         &mut self,
         index: usize,
@@ -105,6 +117,7 @@ impl Writer {
                     }
                 }
                 self.touch(index);
+                self.ask_ahead(index, feed);
                 self.send_touched();
                 self.arena.clear();
             }

@@ -86,6 +86,12 @@ impl Log {
         self.marks.as_ref().map_or(0, |marks| marks.stored)
     }
 
+    /// Whether event `seq` is on disk alone.
+    #[must_use]
+    pub fn is_on_disk(&self, seq: u64) -> bool {
+        self.first() <= seq && seq < self.kept && seq <= self.tail()
+    }
+
     /// Whether the events of `time_ms` may begin on disk, before what is in memory.
     #[must_use]
     pub fn begins_on_disk(&self, time_ms: u64) -> bool {
