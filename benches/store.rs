@@ -50,6 +50,9 @@ struct Scale {
     stored: u64,
 }
 
+/// A measurement, and what it is asked for by.
+type Part = (&'static str, fn(&Scale));
+
 fn main() {
     let once = std::env::args().any(|argument| argument == "--test");
     let scale = if once {
@@ -57,7 +60,7 @@ fn main() {
     } else {
         Scale { rounds: 5, singles: 2_000, turns: 8, replayed: 100_000, stored: 1_000_000 }
     };
-    let parts: [(&str, fn(&Scale)); 4] = [
+    let parts: [Part; 4] = [
         ("single", one_at_a_time),
         ("pipelined", pipelined),
         ("replay", replay),

@@ -9,10 +9,10 @@ mod opening;
 mod reading;
 mod retention;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use crate::{
-    config::Policy,
+    config::{Policy, SyncPolicy},
     name::{Name, UserName},
     store::{
         Batch, ConsumerChange, ConsumerState, Database, Key, Loaded, NewTopic, Page, Pages, Run,
@@ -22,7 +22,15 @@ use crate::{
 };
 
 /// A policy that keeps everything.
-const KEEP_ALL: Policy = Policy { max_events: u64::MAX, max_bytes: u64::MAX, max_age: None };
+const KEEP_ALL: Policy = Policy {
+    max_events: u64::MAX,
+    max_bytes: u64::MAX,
+    max_age: None,
+    durable: true,
+    sync: SyncPolicy::Always,
+    sync_interval: Duration::from_secs(1),
+    max_tail: 1 << 20,
+};
 
 /// A name with everything that JSON must escape.
 fn name(topic: TopicId) -> Name {

@@ -107,7 +107,7 @@ fn seen(loaded: &Loaded) -> BTreeMap<TopicId, Seen> {
 impl Topic {
     /// Retention as its description says it, with no bound on the work.
     pub(super) fn retain(&mut self, keep: &Keep) {
-        let Policy { max_events, max_bytes, max_age } = keep.policy;
+        let Policy { max_events, max_bytes, max_age, .. } = keep.policy;
         while max_events < self.tail + 1 - self.first && self.first < self.tail {
             self.first += 1;
         }

@@ -35,8 +35,12 @@ fn retention_keeps_what_a_naive_model_keeps() {
         for _ in 0..80 {
             let tail = model.topics[&1].tail;
             let max_age = (below(2) == 0).then(|| Duration::from_millis(below(2_000)));
-            let policy =
-                Policy { max_events: 1 + below(400), max_bytes: 1 + below(60_000), max_age };
+            let policy = Policy {
+                max_events: 1 + below(400),
+                max_bytes: 1 + below(60_000),
+                max_age,
+                ..Policy::default()
+            };
             let mut batch = keep(policy, time(tail) + below(100));
             batch.runs.extend((below(3) != 0).then(|| run(1, tail + 1, 1 + below(30))));
             let before = model.topics[&1].first;
@@ -86,7 +90,7 @@ fn the_newest_event_stays_unless_it_is_too_old_and_no_sequence_returns() {
     let (mut store, _) = open(&disk).unwrap();
     let batch = runs([run(1, 1, 2), run(1, 3, 1)]);
     store.commit(&Batch { topics: vec![new_topic(1)], ..batch }).unwrap();
-    let tiny = Policy { max_events: 0, max_bytes: 0, max_age: None };
+    let tiny = Policy { max_events: 0, max_bytes: 0, max_age: None, ..Policy::default() };
     let old = Policy { max_age: Some(Duration::from_millis(5)), ..KEEP_ALL };
 
     for (policy, now_ms, first, reason) in [
