@@ -190,8 +190,11 @@ impl Committer<'_> {
             Ok(committed) => {
                 let elapsed = self.shared.clock.now().saturating_duration_since(started);
                 let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
-                self.shared.metrics.store_commits.add(1);
-                self.shared.metrics.store_commit_microseconds.add(micros);
+                // A look for what is too old that found nothing is none.
+                if !batch.is_idle() || !committed.trimmed.is_empty() {
+                    self.shared.metrics.store_commits.add(1);
+                    self.shared.metrics.store_commit_microseconds.add(micros);
+                }
                 self.written.clear();
                 self.sync_at = None;
                 let ids = taken.iter().filter_map(|(topic, _)| Some((topic.id()?, topic.clone())));

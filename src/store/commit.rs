@@ -79,6 +79,20 @@ pub(super) fn commit(
     Ok(done)
 }
 
+/// Whether a commit of `batch` would change anything.
+pub(super) fn has_work(facts: &Facts, batch: &Batch) -> bool {
+    let Batch { topics, runs, keeps, positions, keys_before_ms, forgotten } = batch;
+    let is_plain = topics.is_empty() && runs.is_empty() && positions.is_empty();
+    let is_old = |(time_ms, _): &(u64, TopicId)| *time_ms < *keys_before_ms;
+    let trims = |keep: &Keep| {
+        facts.topics.get(&keep.topic).is_some_and(|topic| retention::has_work(topic, keep))
+    };
+    !is_plain
+        || !forgotten.is_empty()
+        || facts.expiry.first().is_some_and(is_old)
+        || keeps.iter().any(trims)
+}
+
 /// Writes something that changes nothing, to see whether it can be written.
 pub(super) fn probe(db: &redb::Database, facts: &Facts) -> Result<(), StoreError> {
     let txn = db.begin_write().map_err(failed(COMMIT))?;

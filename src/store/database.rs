@@ -207,7 +207,8 @@ impl Store for Database {
     fn commit(&mut self, batch: &Batch) -> Result<Committed, StoreError> {
         self.step(|Open { file, facts, journal }| {
             let journaled = journal.facts();
-            if batch.is_empty() && !journaled.is_used {
+            // A look for what is too old must not wake a disk that sleeps.
+            if !journaled.is_used && !commit::has_work(facts, batch) {
                 return Ok(Committed::default());
             }
             let done = commit::commit(&file.db, facts, batch, &journaled)?;

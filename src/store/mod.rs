@@ -60,13 +60,16 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// Whether there is nothing in it but what retention asks for.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        let Batch { topics, runs, positions, forgotten, .. } = self;
+        topics.is_empty() && runs.is_empty() && positions.is_empty() && forgotten.is_empty()
+    }
+
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.topics.is_empty()
-            && self.runs.is_empty()
-            && self.keeps.is_empty()
-            && self.positions.is_empty()
-            && self.forgotten.is_empty()
+        self.is_idle() && self.keeps.is_empty()
     }
 }
 

@@ -44,6 +44,12 @@ pub(super) fn excess(topic: &Topic, keep: &Keep) -> Option<Evicted> {
     (oldest.last_ms.saturating_add(age_ms) < keep.now_ms).then_some(Evicted::Age)
 }
 
+/// Whether `keep` removes anything of `topic`.
+pub(super) fn has_work(topic: &Topic, keep: &Keep) -> bool {
+    let first = (topic.record.tail + 1).saturating_sub(keep.policy.max_events.max(1));
+    topic.record.first < first || excess(topic, keep).is_some()
+}
+
 /// Removes chunks as long as there is a reason, and moves the first event along.
 pub(super) fn trim(
     events: &mut Table<'_, (TopicId, u64), &'static [u8]>,

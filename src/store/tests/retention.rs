@@ -8,7 +8,7 @@ use crate::{
     metrics::labels::Evicted,
     store::{
         Batch, Keep, Missing, Page, Store, Trimmed,
-        sim::{SimDisk, random},
+        sim::{SimDisk, Step, random},
         tests::model::State,
     },
 };
@@ -162,4 +162,22 @@ fn keys_are_forgotten_by_time_some_with_each_commit() {
         assert_eq!(keys(&disk).len(), left);
     }
     assert!(keys(&disk).iter().all(|(topic, key)| *topic == 1 && time(5_903) <= key.time_ms));
+}
+
+#[test]
+fn a_look_for_what_is_too_old_touches_no_disk_if_nothing_is() {
+    let disk = SimDisk::default();
+    let (mut store, _) = open(&disk).unwrap();
+    store.commit(&first_batch(1, 30)).unwrap();
+    let look = |policy, now_ms| Batch {
+        keeps: vec![Keep { topic: 1, policy, now_ms }],
+        keys_before_ms: time(3),
+        ..Batch::default()
+    };
+    let before = (disk.count(Step::Sync), disk.count(Step::Write));
+    let aged = Policy { max_age: Some(Duration::from_secs(1)), ..KEEP_ALL };
+    assert!(store.commit(&look(aged, time(30))).unwrap().trimmed.is_empty());
+    assert_eq!((disk.count(Step::Sync), disk.count(Step::Write)), before);
+    assert_eq!(store.commit(&look(aged, time(30) + 5_000)).unwrap().trimmed.len(), 1);
+    assert!(before.0 < disk.count(Step::Sync));
 }
