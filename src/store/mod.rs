@@ -20,6 +20,7 @@ mod commit;
 mod database;
 pub mod disk;
 mod facts;
+pub mod inspect;
 mod journal;
 mod pages;
 mod record;

@@ -83,6 +83,16 @@ impl File {
         close(self.db);
     }
 
+    /// Asks redb whether all pages are what was written. What it repairs goes nowhere unless the
+    /// file was released.
+    pub(super) fn is_sound(&mut self) -> Result<bool, StoreError> {
+        const CHECK: &str = "check the store";
+        guarded(CHECK, || match Arc::get_mut(&mut self.db) {
+            Some(db) => db.check_integrity().map_err(failed(CHECK)),
+            None => Ok(true),
+        })
+    }
+
     /// Makes a database that nobody reads as small as it goes. Returns whether anything was done.
     pub(super) fn compact(&mut self) -> Result<bool, StoreError> {
         const COMPACT: &str = "compact the store";

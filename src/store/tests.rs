@@ -3,6 +3,7 @@
 mod crash;
 mod damage;
 mod full;
+mod inspect;
 mod journal;
 mod model;
 mod opening;

@@ -75,7 +75,7 @@ fn since_finds_the_first_event_of_a_time_or_later() {
 }
 
 /// Removes chunks behind the store's back.
-fn lose(disk: &SimDisk, firsts: &[u64]) {
+pub(super) fn lose(disk: &SimDisk, firsts: &[u64]) {
     let backend = Backend::held(disk.open("landline.redb").unwrap());
     let db = redb::Builder::new().create_with_backend(backend.clone()).unwrap();
     backend.release().unwrap();
