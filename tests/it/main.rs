@@ -21,6 +21,8 @@ pub mod epoch;
 
 pub mod durable;
 
+pub mod crash;
+
 pub mod dedupe;
 
 pub mod isolation;
