@@ -284,7 +284,14 @@ impl Writer {
                 if to != from {
                     let kind = PartKind::Events { feed: feed_index, from, to };
                     let range = start..self.arena.len();
-                    self.peers[index].parts.push(Part { range, kind });
+                    let peer = &mut self.peers[index];
+                    peer.parts.push(Part { range, kind });
+                    // Whether it joins the group now or not.
+                    if let Some(acks) =
+                        peer.follows.get(&feed_index).and_then(|following| following.acks.as_ref())
+                    {
+                        acks.offer(to);
+                    }
                     self.touch(index);
                 }
                 if tail.min(group) <= to {
@@ -293,9 +300,6 @@ impl Writer {
                     // It goes on with the next acknowledgement.
                 } else if let Some(following) = self.peers[index].follows.get_mut(&feed_index) {
                     following.cursor = Some(to);
-                    if let Some(acks) = &following.acks {
-                        acks.offer(to);
-                    }
                 }
             }
             Copied::Stored => {
