@@ -23,6 +23,8 @@ pub mod durable;
 
 pub mod crash;
 
+pub mod kill;
+
 pub mod dedupe;
 
 pub mod isolation;
