@@ -228,8 +228,9 @@ impl Store for Database {
     fn recover(&mut self, keeps: &[Keep]) -> Result<Loaded, StoreError> {
         lock::assert_none_held();
         self.open = None;
+        let rewritten = tables::rewrite(&*self.disk);
         self.gate.close();
-        match self.reopen(keeps) {
+        match rewritten.and_then(|()| self.reopen(keeps)) {
             Ok((open, loaded)) => {
                 self.open = Some(open);
                 self.is_full = false;

@@ -158,6 +158,34 @@ fn open(disk: &dyn Disk, name: &str, settings: &StoreSettings) -> Result<File, S
     })
 }
 
+/// Writes all that the file says once more, and returns when it is on disk.
+///
+/// When a sync fails, the operating system forgets that what it was to write is not written: it
+/// reads on as if it were, and the next sync succeeds without it. So nothing of the file can be
+/// relied on until it was written anew. Nobody else may write to it meanwhile.
+pub(super) fn rewrite(disk: &dyn Disk) -> Result<(), StoreError> {
+    const REWRITE: &str = "write what the store says once more";
+    if disk.len(FILE).map_err(open_failed(place(disk), OPEN))?.is_none() {
+        return Ok(());
+    }
+    let file = disk.open(FILE).map_err(open_failed(place(disk), OPEN))?;
+    let len = file.len().map_err(io_failed(REWRITE))?;
+    let mut block = [0; BLOCK_BYTES];
+    for at in (0..len).step_by(BLOCK_BYTES) {
+        let size = usize::try_from(len - at).unwrap_or(BLOCK_BYTES).min(BLOCK_BYTES);
+        let block = &mut block[..size];
+        // What cannot be read is not in memory, and so was not about to be written. What is zero
+        // is most likely a hole, which takes no room.
+        if file.read_at(at, block).is_ok() && block.iter().any(|byte| *byte != 0) {
+            file.write_at(at, block).map_err(io_failed(REWRITE))?;
+        }
+    }
+    file.sync().map_err(io_failed(REWRITE))
+}
+
+/// What is read and written at a time: the operating system's page, most often.
+const BLOCK_BYTES: usize = 4_096;
+
 /// The format of the file below the tables.
 const REDB_FORMAT: u64 = 3;
 

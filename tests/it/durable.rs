@@ -344,3 +344,19 @@ fn a_damaged_or_foreign_store_is_put_aside_and_never_deleted() {
         assert!(node.stderr().contains(aside.as_str()), "{damage}: {}", node.stderr());
     }
 }
+
+#[test]
+fn what_was_replayed_can_be_acknowledged_as_soon_as_it_has_come() {
+    let dir = dir();
+    let node = Node::durable(&dir, &[]);
+    publish(&node, "lamp", 3);
+    let mut peer = node.peer();
+    let request = json!({"type": "subscribe", "topic": "lamp", "from": "start", "ack": true});
+    peer.ask(request, "subscribed");
+    assert_eq!(seqs(&peer.events(3)), [1, 2, 3]);
+
+    peer.send(&json!({"type": "ack", "topic": "lamp", "seq": 3}));
+    peer.send(&json!({"type": "ping"}));
+    // An ack that is refused is answered first.
+    peer.expect("pong");
+}

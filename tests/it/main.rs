@@ -21,6 +21,10 @@ pub mod epoch;
 
 pub mod durable;
 
+pub mod crash;
+
+pub mod kill;
+
 pub mod dedupe;
 
 pub mod isolation;

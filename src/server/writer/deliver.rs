@@ -294,7 +294,14 @@ impl Writer {
                 if to != from {
                     let kind = PartKind::Events { feed: feed_index, from, to };
                     let range = start..self.arena.len();
-                    self.peers[index].parts.push(Part { range, kind });
+                    let peer = &mut self.peers[index];
+                    peer.parts.push(Part { range, kind });
+                    // Whether it joins the group now or not.
+                    if let Some(acks) =
+                        peer.follows.get(&feed_index).and_then(|following| following.acks.as_ref())
+                    {
+                        acks.offer(to);
+                    }
                     self.touch(index);
                 }
                 if tail.min(group) <= to {
