@@ -154,7 +154,13 @@ impl Disk for Directory {
     fn lock(&self) -> Result<DiskLock, StoreError> {
         lock::assert_none_held();
         let unusable = |source| StoreError::Directory { place: self.place(), source };
-        fs::create_dir_all(&self.path).map_err(unusable)?;
+        if !self.path.is_dir() {
+            fs::create_dir_all(&self.path).map_err(unusable)?;
+            // Its name must survive a loss of power too. One that may not be synced was there.
+            for parent in self.path.ancestors().skip(1) {
+                drop(File::open(parent).and_then(|parent| parent.sync_all()));
+            }
+        }
         let file = self.open_file(LOCK).map_err(unusable)?;
         match file.try_lock() {
             Ok(()) => Ok(DiskLock::new(file)),

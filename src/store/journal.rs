@@ -65,15 +65,23 @@ impl Journal {
 
     /// Appends the topics and runs of `batch`.
     pub(super) fn write(&mut self, facts: &Facts, batch: &Batch) -> Result<(), StoreError> {
-        for run in &batch.runs {
-            let tail = facts.topics.get(&run.topic).map_or(0, |topic| topic.record.tail);
-            let tail = *self.upto.get(&run.topic).unwrap_or(&tail);
-            if run.first != tail + 1 || run.count == 0 {
-                let (id, first, count) = (run.topic, run.first, run.count);
-                let why = format!("topic {id} does not go on from {tail} with {first}+{count}");
-                return Err(StoreError::Damaged { what: WRITE, why });
+        let refused = |why| StoreError::Damaged { what: WRITE, why };
+        for topic in &batch.topics {
+            let id = topic.id;
+            if facts.topics.contains_key(&id) || self.upto.insert(id, 0).is_some() {
+                return Err(refused(format!("topic {id} is there already")));
             }
-            self.upto.insert(run.topic, tail + run.count);
+        }
+        for run in &batch.runs {
+            let (id, first, count) = (run.topic, run.first, run.count);
+            let stored = facts.topics.get(&id).map(|topic| topic.record.tail);
+            let tail = self.upto.get(&id).copied().or(stored);
+            let tail = tail.ok_or_else(|| refused(format!("topic {id} is not known")))?;
+            if first != tail + 1 || count == 0 {
+                let why = format!("topic {id} does not go on from {tail} with {first}+{count}");
+                return Err(refused(why));
+            }
+            self.upto.insert(id, tail + count);
         }
         let record = encode(facts.header.generation, batch).map_err(io_failed(WRITE))?;
         self.file.write_at(self.end, &record).map_err(io_failed(WRITE))?;

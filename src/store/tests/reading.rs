@@ -117,6 +117,21 @@ fn a_hole_is_reported_with_what_comes_after_it() {
 }
 
 #[test]
+fn a_topic_whose_events_are_all_lost_goes_on_where_it_ended() {
+    let disk = SimDisk::default();
+    drop(tens(&disk));
+    let firsts: Vec<u64> = (1..=91).step_by(10).collect();
+    lose(&disk, &firsts);
+    let (mut store, loaded) = open(&disk).unwrap();
+    let topic = &loaded.topics[1];
+    assert_eq!((topic.id, topic.first, topic.tail, topic.bytes), (1, 101, 100, 0));
+    let [warning] = &loaded.warnings[..] else { unreachable!("{:?}", loaded.warnings) };
+    assert!(warning.starts_with("the events 1 to 100 of topic"), "{warning}");
+    store.commit(&runs([run(1, 101, 3)])).unwrap();
+    assert_eq!(read_all(&*store.pages(), 1, 100, 103), events(1, 101, 103));
+}
+
+#[test]
 fn a_read_that_fails_says_so_and_spoils_nothing() {
     let disk = SimDisk::default();
     let mut store = tens(&disk);

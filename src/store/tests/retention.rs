@@ -82,6 +82,11 @@ fn a_commit_removes_a_bounded_number_of_chunks_but_says_the_exact_first() {
     let missing = Page::Missing { first: 196, why: Missing::Removed };
     assert_eq!(store.pages().read(1, 0, 200, 100, &mut Vec::new()).unwrap(), missing);
     assert_eq!(read_all(&*store.pages(), 1, 195, 200), events(1, 196, 200));
+    // From now on it moves by one event at a time.
+    let mut batch = keep(count(5), 0);
+    batch.runs.push(run(1, 201, 1));
+    let trimmed = Trimmed { topic: 1, first: 197, reason: Evicted::Count };
+    assert_eq!(store.commit(&batch).unwrap().trimmed, [trimmed]);
 }
 
 #[test]
