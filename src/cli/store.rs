@@ -1,5 +1,7 @@
 //! `landline store`: what a relay has stored, while it does not run.
 
+mod backup;
+
 use clap::{Arg, ArgMatches, Command};
 use serde::Serialize;
 
@@ -31,10 +33,23 @@ pub(super) fn command() -> Command {
         ("compact", "Make the file as small as it goes"),
     ];
     let commands = about.map(|(name, about)| Command::new(name).about(about).arg(&data_dir));
+    let url = Arg::new("url")
+        .long("url")
+        .value_name("URL")
+        .conflicts_with("data_dir")
+        .help("A running relay, instead of a directory");
+    let export = Command::new("export")
+        .about("Print everything as JSON lines: a backup, also of a running relay")
+        .arg(data_dir.clone().required(false))
+        .arg(url);
+    let import = Command::new("import")
+        .about("Store an export, from standard input, in an empty directory")
+        .arg(data_dir);
     Command::new("store")
-        .about("Look at what a relay has stored, and make it smaller, while it does not run")
+        .about("Look at what a relay has stored, make it smaller, back it up and restore it")
         .subcommand_required(true)
         .subcommands(commands)
+        .subcommands([export, import])
 }
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
@@ -44,6 +59,15 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let disk = Directory::new(path);
     match name {
         "info" => print_info(&global, &inspect::info(&disk).map_err(failure)?),
+        "export" => match matches.get_one::<String>("url") {
+            Some(url) => backup::export_relay(&Global { server: url, ..global }),
+            None if path.is_empty() => Err(Failure::new(
+                Exit::Usage,
+                "say what is to be exported: --data-dir DIR, or --url URL of a running relay",
+            )),
+            None => backup::export_directory(path),
+        },
+        "import" => backup::import(path),
         "check" => print_report(&global, &inspect::check(&disk).map_err(failure)?),
         _ => print_compacted(&global, inspect::compact(&disk).map_err(failure)?),
     }

@@ -117,12 +117,18 @@ fn misuse(why: String) -> StoreError {
 }
 
 fn add_topic(facts: &mut Facts, topic: &NewTopic) -> Result<(), StoreError> {
-    let NewTopic { id, ref name, epoch } = *topic;
+    let NewTopic { id, ref name, epoch, tail } = *topic;
     if facts.topics.contains_key(&id) {
         return Err(misuse(format!("topic {id} is there already")));
     }
-    let record =
-        TopicRecord { name: name.clone(), epoch, first: 1, tail: 0, newest_ms: 0, bytes_ever: 0 };
+    let record = TopicRecord {
+        name: name.clone(),
+        epoch,
+        first: tail + 1,
+        tail,
+        newest_ms: 0,
+        bytes_ever: 0,
+    };
     facts.topics.insert(id, Topic::new(record));
     Ok(())
 }

@@ -210,7 +210,7 @@ fn decode(payload: &[u8]) -> Option<Batch> {
     for _ in 0..fields.number()? {
         let (id, epoch) = (fields.number()?, Epoch::from_number(fields.number()?));
         let name = Name::parse(std::str::from_utf8(fields.bytes()?).ok()?).ok()?;
-        batch.topics.push(NewTopic { id, name, epoch });
+        batch.topics.push(NewTopic { id, name, epoch, tail: 0 });
     }
     for _ in 0..fields.number()? {
         let (topic, first, count) = (fields.number()?, fields.number()?, fields.number()?);

@@ -80,6 +80,8 @@ pub struct NewTopic {
     pub id: TopicId,
     pub name: Name,
     pub epoch: Epoch,
+    /// The event before its first one: 0, unless it is restored from a backup.
+    pub tail: u64,
 }
 
 /// Consecutive events of one topic, at most [`RUN_BYTES_MAX`] of them unless one is larger.

@@ -43,7 +43,7 @@ fn epoch(topic: TopicId) -> Epoch {
 }
 
 fn new_topic(id: TopicId) -> NewTopic {
-    NewTopic { id, name: name(id), epoch: epoch(id) }
+    NewTopic { id, name: name(id), epoch: epoch(id), tail: 0 }
 }
 
 /// When an event is appended: two events share each time.

@@ -213,7 +213,7 @@ fn a_store_is_looked_at_checked_and_compacted_without_a_relay() {
     let settings = StoreSettings::default();
     let (mut store, _) = Database::open(Arc::new(Directory::new(&dir)), settings).unwrap();
     let name = Name::parse("a/b").unwrap();
-    let topics = vec![NewTopic { id: 1, name, epoch: Epoch::from_number(171) }];
+    let topics = vec![NewTopic { id: 1, name, epoch: Epoch::from_number(171), tail: 0 }];
     store.commit(&Batch { topics, ..Batch::default() }).unwrap();
     let busy = fails("", &["store", "info", "--data-dir", path], 1);
     assert!(busy.contains("in use by another relay"), "{busy}");

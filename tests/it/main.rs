@@ -44,6 +44,7 @@ pub mod embedded;
 pub mod client;
 pub mod client_support;
 
+pub mod backup;
 pub mod cli;
 
 pub mod docs;

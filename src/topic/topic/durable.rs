@@ -181,6 +181,7 @@ impl Topic {
                 id,
                 name: self.name.clone(),
                 epoch: body.log.epoch(),
+                tail: 0,
             });
             Taken {
                 new,
