@@ -133,17 +133,16 @@ impl Database {
         file.release()?;
         let batch = Batch { keeps: keeps.to_vec(), ..Batch::default() };
         let journaled = commit::Journaled::default();
-        let mut has_trimmed = false;
-        loop {
+        let mut more = true;
+        while more {
             let done = guarded("make room in the store", || {
                 commit::commit(&file.db, &mut facts, &batch, &journaled)
             })?;
-            has_trimmed |= !done.trimmed.is_empty();
-            if !done.more {
-                break;
-            }
+            more = done.more;
         }
-        if self.is_full && has_trimmed { file.compact().map(|_| ()) } else { Ok(()) }
+        // Also if nothing was removed just now: free pages are no room to a disk, and redb may take
+        // places in the file that the disk has not backed yet before it takes them.
+        if self.is_full { file.compact().map(|_| ()) } else { Ok(()) }
     }
 }
 

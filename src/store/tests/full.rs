@@ -102,3 +102,32 @@ fn a_disk_that_is_nearly_full_when_the_store_is_opened_is_warned_of() {
     assert!(warning.contains("nearly full"), "{warning}");
     store.commit(&first_batch(1, 3)).unwrap();
 }
+
+/// Appends events until the disk is full; the last one that was committed.
+fn fill(store: &mut Database, mut tail: u64) -> u64 {
+    while store.commit(&runs([run(1, tail + 1, 20)])).is_ok() {
+        tail += 20;
+        assert!(tail < 100_000, "the disk has no end");
+    }
+    tail
+}
+
+/// The file has places that the disk has not backed yet, and redb may take those before it takes
+/// free pages: until the file is compact, free pages are no room.
+#[test]
+fn room_that_was_made_before_is_found_when_the_disk_is_full() {
+    let disk = SimDisk::default();
+    let (mut store, full) = filled(&disk);
+    store.recover(&[]).unwrap();
+    let tail = store.recover(&keep(1_000)).unwrap().topics[0].tail;
+    let mut first = tail - 999;
+    fill(&mut store, tail);
+
+    let tail = store.recover(&[]).unwrap().topics[0].tail;
+    let end = fill(&mut store, tail);
+
+    // As many events as there were, less what a copy of a page and the ballast take.
+    assert!(full * 3 / 4 < end - first, "{full} events at first, then {}", end - first);
+    first = store.recover(&[]).unwrap().topics[0].first;
+    assert_eq!(read_all(&*store.pages(), 1, first - 1, end), events(1, first, end));
+}
