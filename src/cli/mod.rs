@@ -16,6 +16,7 @@ mod http;
 mod output;
 mod publish;
 mod serve;
+#[cfg(feature = "durable")]
 mod store;
 mod subscribe;
 mod topics;
@@ -40,6 +41,7 @@ const COMMANDS: &[Entry] = &[
     (topics::command, topics::run),
     (check::command, check::run),
     (health::command, health::run),
+    #[cfg(feature = "durable")]
     (store::command, store::run),
 ];
 
