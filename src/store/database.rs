@@ -132,17 +132,16 @@ impl Database {
         let (mut facts, _) = facts::load(&file.db)?;
         let batch = Batch { keeps: keeps.to_vec(), ..Batch::default() };
         let journaled = commit::Journaled::default();
-        let mut has_trimmed = false;
         loop {
             let done = guarded("make room in the store", || {
                 commit::commit(&file.db, &mut facts, &batch, &journaled)
             })?;
-            has_trimmed |= !done.trimmed.is_empty();
             if !done.more {
                 break;
             }
         }
-        if self.is_full && has_trimmed { file.compact().map(|_| ()) } else { Ok(()) }
+        // Also if nothing was removed just now: it may have been before the disk was full.
+        if self.is_full { file.compact().map(|_| ()) } else { Ok(()) }
     }
 }
 
