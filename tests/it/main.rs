@@ -27,6 +27,8 @@ pub mod kill;
 
 pub mod slow_disk;
 
+pub mod disk_full;
+
 pub mod dedupe;
 
 pub mod isolation;
