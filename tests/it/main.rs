@@ -29,6 +29,8 @@ pub mod slow_disk;
 
 pub mod disk_full;
 
+pub mod damage;
+
 pub mod dedupe;
 
 pub mod isolation;
