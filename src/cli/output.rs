@@ -85,13 +85,17 @@ impl Output {
             topic: &'a str,
             seq: u64,
             epoch: String,
+            durability: &'static str,
             duplicate: bool,
         }
-        let Receipt { epoch, seq, duplicate } = *receipt;
+        let Receipt { epoch, seq, durability, duplicate } = *receipt;
         match self.format {
             Format::Text => self.line(&format!("{topic} {seq} {epoch}")),
             Format::Raw => self.line(&format!("{epoch}:{seq}")),
-            Format::Json => self.object(&Body { topic, seq, epoch: epoch.to_string(), duplicate }),
+            Format::Json => {
+                let (epoch, durability) = (epoch.to_string(), durability.as_str());
+                self.object(&Body { topic, seq, epoch, durability, duplicate })
+            }
         }
     }
 

@@ -30,6 +30,7 @@ struct Topic {
     tail: u64,
     #[serde(default)]
     subscribers: u64,
+    durability: Option<String>,
 }
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
@@ -65,12 +66,13 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
 fn table(output: &mut Output, rows: &[Topic]) -> Result<(), Failure> {
     let width = rows.iter().map(|row| row.topic.chars().count()).max().unwrap_or(0).max(5);
     output.line(&format!(
-        "{:width$}  {:>10}  {:>10}  {:16}  {:>11}",
+        "{:width$}  {:>10}  {:>10}  {:16}  {:>11}  DURABILITY",
         "TOPIC", "FIRST", "TAIL", "EPOCH", "SUBSCRIBERS"
     ))?;
-    for Topic { topic, epoch, first, tail, subscribers } in rows {
+    for Topic { topic, epoch, first, tail, subscribers, durability } in rows {
+        let durability = durability.as_deref().unwrap_or("-");
         output.line(&format!(
-            "{topic:width$}  {first:>10}  {tail:>10}  {epoch:16}  {subscribers:>11}"
+            "{topic:width$}  {first:>10}  {tail:>10}  {epoch:16}  {subscribers:>11}  {durability}"
         ))?;
     }
     Ok(())

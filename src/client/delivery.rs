@@ -7,7 +7,10 @@ use serde::de::DeserializeOwned;
 use crate::{
     client::error::Refused,
     name::Name,
-    wire::position::{Epoch, Position},
+    wire::{
+        codes::Durability,
+        position::{Epoch, Position},
+    },
 };
 
 /// One thing that happened to a subscription, in the order in which it happened.
@@ -41,6 +44,10 @@ pub enum LossReason {
     Slow,
     /// They were removed for their age, or for the relay's memory limit.
     Retention,
+    /// What the relay has on disk is not what it wrote.
+    Damaged,
+    /// They were delivered too often without being acknowledged: they are in `$dead/{topic}`.
+    DeadLetter,
     /// The relay gave no reason that this version knows.
     Other,
 }
@@ -61,6 +68,8 @@ impl LossReason {
             "truncated" => LossReason::Truncated,
             "slow" => LossReason::Slow,
             "retention" => LossReason::Retention,
+            "damaged" => LossReason::Damaged,
+            "dead_letter" => LossReason::DeadLetter,
             _ => LossReason::Other,
         }
     }
@@ -72,6 +81,8 @@ impl LossReason {
             LossReason::Truncated => "truncated",
             LossReason::Slow => "slow",
             LossReason::Retention => "retention",
+            LossReason::Damaged => "damaged",
+            LossReason::DeadLetter => "dead_letter",
             LossReason::Other => "other",
         }
     }
@@ -131,6 +142,8 @@ impl Event {
 pub struct Receipt {
     pub epoch: Epoch,
     pub seq: u64,
+    /// How safe the event was when the relay answered.
+    pub durability: Durability,
     /// The key was used before; this is the receipt of the event that is stored under it.
     pub duplicate: bool,
 }
@@ -157,4 +170,19 @@ pub enum HistoryLoss {
     Truncated { from: u64, to: u64 },
     /// The position belongs to another log; the answer starts at the oldest event of this one.
     Reset(ResetReason),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::codes::GapReason;
+
+    #[test]
+    fn every_reason_of_the_relay_is_known_here() {
+        let known = GapReason::ALL.iter().map(|reason| reason.as_str()).chain(["dead_letter"]);
+        for text in known {
+            assert_eq!(LossReason::parse(text).as_str(), text);
+        }
+        assert_eq!(LossReason::parse("a new one"), LossReason::Other);
+    }
 }

@@ -31,6 +31,8 @@ pub(super) struct Incoming<'a> {
     pub tail: u64,
     pub shared: bool,
     pub duplicate: bool,
+    #[serde(borrow)]
+    pub durability: Option<Text<'a>>,
     pub attached: u64,
     pub time: u64,
     #[serde(borrow)]

@@ -63,7 +63,10 @@ pub use self::{
     publish::{Message, Pending},
     subscription::{Listener, Subscription},
 };
-pub use crate::wire::position::{Epoch, From, Position};
+pub use crate::wire::{
+    codes::Durability,
+    position::{Epoch, From, Position},
+};
 
 use crate::{
     base::{

@@ -10,6 +10,7 @@ use crate::{
         session::{Answer, refused as refusal},
     },
     name::Name,
+    wire::codes::Durability,
 };
 
 /// An answer that makes no sense, as the error that the caller gets.
@@ -29,8 +30,12 @@ pub(super) fn refused(message: &Incoming<'_>) -> Refused {
 
 pub(super) fn receipt(message: &Incoming<'_>) -> Answer<Receipt> {
     let Incoming { seq, duplicate, .. } = *message;
+    // A level that this version does not know promises nothing here.
+    let said = message.durability.as_ref().map_or("", Text::as_str);
+    let known = Durability::ALL.iter().find(|level| level.as_str() == said);
+    let durability = known.copied().unwrap_or(Durability::Memory);
     match message.epoch {
-        Some(epoch) => Ok(Receipt { epoch: epoch.0, seq, duplicate }),
+        Some(epoch) => Ok(Receipt { epoch: epoch.0, seq, durability, duplicate }),
         None => Err(ClientError::Refused(nonsense("it has no epoch"))),
     }
 }
