@@ -42,6 +42,7 @@ mod message;
 mod options;
 mod publish;
 mod reply;
+mod requests;
 mod session;
 mod subscription;
 mod threads;
@@ -83,7 +84,8 @@ use crate::{
 use follow::SubId;
 use inbox::Inbox;
 use message::{FromBody, ID_BYTES, Outgoing};
-use session::{Answer, Awaited, Reply, Session};
+use requests::Reply;
+use session::{Answer, Awaited, Session};
 use threads::Shared;
 
 /// How long a client that is dropped waits for its last bytes to go out, for the relay's goodbye,
@@ -233,7 +235,8 @@ impl Client {
     /// ```
     ///
     /// Events of one thread are stored in the order in which they were handed over, also when
-    /// the connection is lost in between.
+    /// the connection is lost in between. Only those that the relay was too busy for, which are
+    /// sent again when it says so, may come behind later ones.
     ///
     /// # Errors
     ///
@@ -403,7 +406,7 @@ impl Client {
     pub fn flush(&self, limit: Duration) -> bool {
         let Shared { session, changed, clock, .. } = &**self.shared();
         let deadline = clock.now() + limit;
-        let idle = |session: &mut Session| session.is_idle().then_some(());
+        let idle = |session: &mut Session| session.requests.is_empty().then_some(());
         session.wait_until(changed, Some(deadline), idle).is_some()
     }
 
@@ -449,10 +452,11 @@ impl Client {
             if let Some(max) = session.message_bytes_max().filter(|max| *max < bytes) {
                 return Some(Err(ClientError::TooLarge { bytes, max }));
             }
-            if !session.has_room(bytes, options.pending_requests, options.pending_bytes) {
-                session.expire(clock.now(), options.deadline);
+            let requests = &mut session.requests;
+            if !requests.has_room(bytes, options.pending_requests, options.pending_bytes) {
+                requests.expire(clock.now(), options.deadline);
             }
-            session
+            requests
                 .has_room(bytes, options.pending_requests, options.pending_bytes)
                 .then(|| inlet.take())
                 .flatten()

@@ -162,7 +162,7 @@ fn run(shared: &Arc<Shared>, mut opened: Opened) -> Failure {
     let mut posts = Vec::new();
     let wanted = shared.change(|session| {
         if session.over.is_none() {
-            session.expire(now, limit);
+            session.requests.expire(now, limit);
             session.link_up(link);
             session.hand_over(&mut posts);
         }
@@ -206,13 +206,14 @@ fn take(shared: &Shared, text: &str, posts: &mut Vec<Post>) -> Result<Option<Dur
     if kind == "event" {
         // The usual case changes nothing that others wait for.
         shared.session.with(|session| {
-            session.take(&message);
+            session.follow(&message);
             session.hand_over(posts);
         });
         return Ok(None);
     }
+    let now = shared.clock.now();
     shared.change(|session| {
-        session.take(&message);
+        session.take(&message, now);
         session.hand_over(posts);
     });
     shared.changed.notify_all();
@@ -259,9 +260,13 @@ fn wait_for_room(
 pub(super) fn write(shared: &Arc<Shared>) {
     let mut masks = Masks::new(random::number());
     let mut bytes = Vec::new();
+    let mut alarm = None;
     loop {
-        match shared.session.wait_until(&shared.work, None, Session::work) {
-            None | Some(Work::Finished) => return,
+        let work = |session: &mut Session| session.work(shared.clock.now());
+        match shared.session.wait_until(&shared.work, alarm, work) {
+            None => {}
+            Some(Work::Finished) => return,
+            Some(Work::Sleep { until }) => alarm = until,
             Some(Work::Send { socket, out }) => {
                 let closing = link::frame(&out, &mut masks, &mut bytes);
                 lock::assert_none_held();
