@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 
 use crate::{
-    client::error::Refused,
+    client::{error::Refused, message::Text},
     name::Name,
     wire::{
         codes::Durability,
@@ -18,7 +18,9 @@ use crate::{
 #[non_exhaustive]
 pub enum Delivery {
     /// An event. In one topic `seq` rises by exactly 1 from one to the next, unless a
-    /// [`Delivery::Gap`] or [`Delivery::Reset`] came between them.
+    /// [`Delivery::Gap`] or [`Delivery::Reset`] came between them. Where a subscription
+    /// acknowledges, `seq` may also go back to one that is not acknowledged, and rises from there,
+    /// without those that were acknowledged meanwhile.
     Event(Event),
     /// The subscription follows `topic` from now on; the next event is `position.seq + 1`.
     Attached { topic: Name, position: Position, first: u64, tail: u64 },
@@ -89,6 +91,13 @@ impl LossReason {
 }
 
 impl ResetReason {
+    pub(super) fn parse(text: Option<&Text<'_>>) -> ResetReason {
+        match text.map(Text::as_str) {
+            Some("ahead") => ResetReason::Ahead,
+            _ => ResetReason::EpochChanged,
+        }
+    }
+
     /// The reason in one word, as it stands on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -114,6 +123,9 @@ pub struct Event {
     pub name: Option<Arc<str>>,
     /// The payload as JSON text, byte for byte as it was published.
     pub data: Arc<str>,
+    /// It came before and was not acknowledged, so the program may have dealt with it already.
+    /// Always `false` where a subscription does not acknowledge.
+    pub redelivered: bool,
 }
 
 impl Event {

@@ -19,6 +19,7 @@ use crate::{
         sync::Condvar,
     },
     client::{delivery::Delivery, error::ClientError, options::InboxLimits},
+    name::Name,
 };
 
 /// What waits for one subscription's program.
@@ -157,6 +158,45 @@ impl Inbox {
         taken.transpose()
     }
 
+    /// Drops what waits of `topic` after event `after`: it comes again, in order.
+    pub(super) fn forget(&self, topic: &Name, after: u64) {
+        self.queue.with(|queue| {
+            let mut settled = false;
+            for at in (0..queue.deliveries.len()).rev() {
+                let again = match &queue.deliveries[at] {
+                    Delivery::Event(event) => event.topic == *topic && after < event.seq,
+                    Delivery::Gap { topic: of, to, .. } => of == topic && after < *to,
+                    Delivery::Attached { topic: of, .. } | Delivery::Reset { topic: of, .. } => {
+                        // Before it, the log was another one.
+                        settled |= of == topic;
+                        false
+                    }
+                    Delivery::Unavailable { .. } | Delivery::Reconnected => false,
+                };
+                if settled {
+                    return;
+                }
+                if again && let Some(delivery) = queue.deliveries.remove(at) {
+                    queue.bytes -= delivery.bytes();
+                }
+            }
+        });
+    }
+
+    /// The events that wait.
+    #[cfg(test)]
+    pub(super) fn events(&self) -> Vec<crate::client::delivery::Event> {
+        self.queue.with(|queue| {
+            let mut events = Vec::new();
+            for delivery in &queue.deliveries {
+                if let Delivery::Event(event) = delivery {
+                    events.push(event.clone());
+                }
+            }
+            events
+        })
+    }
+
     pub(super) fn waiting(&self) -> usize {
         self.queue.with(|queue| queue.deliveries.len())
     }
@@ -214,7 +254,7 @@ impl Delivery {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{client::delivery::Event, name::Name, wire::position::Epoch};
+    use crate::{client::delivery::Event, wire::position::Epoch};
 
     fn event(seq: u64) -> Delivery {
         Delivery::Event(Event {
@@ -225,6 +265,7 @@ mod tests {
             user: None,
             name: None,
             data: "1".into(),
+            redelivered: false,
         })
     }
 
@@ -255,6 +296,18 @@ mod tests {
         let told: Vec<bool> = (0..4).map(|_| inbox.try_take().unwrap().unwrap().resume).collect();
         assert_eq!(told, [false, true, false, false]);
         assert!(!inbox.stall(), "it is empty");
+    }
+
+    #[test]
+    fn what_comes_again_does_not_wait_twice() {
+        let inbox = inbox(4);
+        (1..=3).for_each(|seq| drop(inbox.put(event(seq), Duration::ZERO)));
+        let topic = Name::parse("a").unwrap();
+        inbox.forget(&Name::parse("b").unwrap(), 0);
+        inbox.forget(&topic, 1);
+        assert!(inbox.queue.with(|queue| queue.deliveries.len() == 1 && 0 < queue.bytes));
+        inbox.forget(&topic, 0);
+        assert!(inbox.queue.with(|queue| queue.deliveries.is_empty() && queue.bytes == 0));
     }
 
     #[test]

@@ -53,6 +53,7 @@ pub(super) fn history(message: &Incoming<'_>) -> Answer<History> {
         user: fields.user.as_ref().map(|user| user.as_str().into()),
         name: fields.name.as_ref().map(|name| name.as_str().into()),
         data: fields.data.0.into(),
+        redelivered: false,
     };
     Ok(History {
         epoch: epoch.0,
@@ -68,9 +69,6 @@ fn loss(recovery: &RecoveryFields<'_>) -> Option<HistoryLoss> {
     match (recovery.mode.as_str(), recovery.missing) {
         ("complete", _) => None,
         ("partial", Some((from, to))) => Some(HistoryLoss::Truncated { from, to }),
-        _ => Some(HistoryLoss::Reset(match recovery.reason.as_ref().map(Text::as_str) {
-            Some("ahead") => ResetReason::Ahead,
-            _ => ResetReason::EpochChanged,
-        })),
+        _ => Some(HistoryLoss::Reset(ResetReason::parse(recovery.reason.as_ref()))),
     }
 }

@@ -32,8 +32,12 @@ use crate::{
         reply,
         requests::{Reply, Requests},
     },
-    name::Filter,
-    wire::position::From,
+    name::{Filter, Name},
+    wire::{
+        codes::CloseCode,
+        position::{From, Position},
+        request::Acks,
+    },
 };
 
 /// An answer, or why there is none.
@@ -100,6 +104,7 @@ pub(super) enum Out {
 /// Something for the reader to do once the lock is released.
 pub(super) enum Post {
     Deliver { id: SubId, inbox: Arc<Inbox>, delivery: Delivery },
+    Forget { inbox: Arc<Inbox>, topic: Name, after: u64 },
     Reconnect,
 }
 
@@ -108,6 +113,8 @@ pub(super) enum Work {
     Send {
         socket: Arc<TcpStream>,
         out: Vec<Out>,
+        /// Acknowledgements are among it.
+        acks: bool,
     },
     /// Nothing before this moment, unless there is news.
     Sleep {
@@ -166,13 +173,37 @@ impl Session {
         filter: Filter,
         from: From,
         inbox: Arc<Inbox>,
+        acks: Option<Acks>,
         starting: Inlet<Answer<()>>,
-    ) -> SubId {
-        let id = self.follows.join(filter, from);
+    ) -> Result<SubId, ClientError> {
+        let id = self.follows.join(filter, from, acks)?;
         self.members.insert(id, Member { inbox, starting: Some(starting) });
         self.settle();
         self.hurry();
-        id
+        Ok(id)
+    }
+
+    /// The program has dealt with the event at `position` of `topic`, and all before it.
+    pub(super) fn acknowledge(
+        &mut self,
+        id: SubId,
+        topic: &Name,
+        position: Position,
+    ) -> Result<(), ClientError> {
+        match &self.over {
+            Some(error) => Err(error.clone()),
+            None => self.follows.acknowledge(id, topic, position),
+        }
+    }
+
+    /// Whether the subscription `id` acknowledges.
+    pub(super) fn acknowledges(&self, id: SubId) -> bool {
+        self.follows.acknowledges(id)
+    }
+
+    /// Whether nothing waits for an answer, nor to be told.
+    pub(super) fn is_idle(&self) -> bool {
+        self.requests.is_empty() && self.follows.all_told()
     }
 
     pub(super) fn leave(&mut self, id: SubId) {
@@ -192,7 +223,7 @@ impl Session {
     /// The inbox of `id` took no more: `delivery` is put back.
     pub(super) fn stall(&mut self, id: SubId, delivery: &Delivery) {
         if let Delivery::Event(event) = delivery {
-            self.follows.stall(id, &event.topic, event.seq);
+            self.follows.stall(id, event);
         }
         self.settle();
     }
@@ -229,6 +260,7 @@ impl Session {
             }
             member.inbox.end(error.clone());
         }
+        self.push_acks();
         self.control.push_back(Out::Close);
         self.state = State::Ended { error: error.clone() };
         self.over = Some(error);
@@ -255,6 +287,7 @@ impl Session {
             return if self.over.is_some() { Some(Work::Finished) } else { self.sleep(None) };
         };
         let socket = Arc::clone(&link.socket);
+        let acks = self.push_acks();
         let (mut out, mut bytes) = (Vec::new(), 0);
         while bytes < BATCH_BYTES
             && let Some(next) = self.control.pop_front()
@@ -265,7 +298,7 @@ impl Session {
         }
         self.requests.send(now, &mut out, BATCH_BYTES);
         if !out.is_empty() {
-            return Some(Work::Send { socket, out });
+            return Some(Work::Send { socket, out, acks });
         }
         if self.over.is_some() {
             return Some(Work::Finished);
@@ -273,10 +306,23 @@ impl Session {
         self.sleep(self.requests.next_retry())
     }
 
+    /// Queues what the relay is to be told of acknowledgements. Returns whether there is any.
+    fn push_acks(&mut self) -> bool {
+        let texts = self.follows.acks();
+        let any = !texts.is_empty();
+        texts.into_iter().for_each(|text| self.push(Out::Text(text.into())));
+        any
+    }
+
     /// Tells the writer until when to sleep, if it does not know.
     fn sleep(&mut self, until: Option<Instant>) -> Option<Work> {
         let known = std::mem::replace(&mut self.alarm, until) == until;
         (!known).then_some(Work::Sleep { until })
+    }
+
+    /// Whether there are acknowledgements for the writer.
+    pub(super) fn has_acks(&self) -> bool {
+        self.follows.has_acks()
     }
 
     /// Takes one message about subscriptions. `false` if it is about something else.
@@ -367,6 +413,12 @@ impl Session {
                         self.posts.push(Post::Deliver { id, inbox, delivery });
                     }
                 }
+                Step::Forget(id, topic, after) => {
+                    if let Some(member) = self.members.get(&id) {
+                        let inbox = Arc::clone(&member.inbox);
+                        self.posts.push(Post::Forget { inbox, topic, after });
+                    }
+                }
                 Step::Started(id) => {
                     let member = self.members.get_mut(&id);
                     if let Some(starting) = member.and_then(|member| member.starting.take()) {
@@ -407,10 +459,16 @@ pub(super) struct Awaited<T> {
 
 /// Says how a link that ended for good ends the client.
 pub(super) fn dismissed(server: &str, source: LinkError) -> ClientError {
+    let server = server.to_owned();
     if let LinkError::Refused(refused) = source {
         return ClientError::Refused(refused);
     }
-    ClientError::Dismissed { server: server.to_owned(), source }
+    if let LinkError::ClosedWith { code, .. } = source
+        && code == CloseCode::Replaced.number()
+    {
+        return ClientError::Replaced { server };
+    }
+    ClientError::Dismissed { server, source }
 }
 
 /// A refusal that the relay did not write but meant.

@@ -205,10 +205,14 @@ fn take(shared: &Shared, text: &str, posts: &mut Vec<Post>) -> Result<Option<Dur
     let kind = message.kind.as_str();
     if kind == "event" {
         // The usual case changes nothing that others wait for.
-        shared.session.with(|session| {
+        let acks = shared.session.with(|session| {
             session.follow(&message);
             session.hand_over(posts);
+            session.has_acks()
         });
+        if acks {
+            shared.work.notify_one();
+        }
         return Ok(None);
     }
     let now = shared.clock.now();
@@ -227,6 +231,7 @@ fn deliver(shared: &Shared, posts: &mut Vec<Post>) -> bool {
     for post in posts.drain(..) {
         match post {
             Post::Reconnect => give_up = true,
+            Post::Forget { inbox, topic, after } => inbox.forget(&topic, after),
             Post::Deliver { id, inbox, delivery } => {
                 if let Put::Full(delivery) = inbox.put(delivery, Duration::ZERO) {
                     wait_for_room(shared, id, &inbox, delivery);
@@ -267,12 +272,16 @@ pub(super) fn write(shared: &Arc<Shared>) {
             None => {}
             Some(Work::Finished) => return,
             Some(Work::Sleep { until }) => alarm = until,
-            Some(Work::Send { socket, out }) => {
+            Some(Work::Send { socket, out, acks }) => {
                 let closing = link::frame(&out, &mut masks, &mut bytes);
                 lock::assert_none_held();
                 let written = (&*socket).write_all(&bytes);
                 bytes.clear();
                 bytes.shrink_to(BUFFER_BYTES);
+                if acks {
+                    // No answer will say so.
+                    shared.changed.notify_all();
+                }
                 if written.is_err() || closing {
                     // The reader notices, and what was not confirmed is sent again.
                     let how = if closing { Shutdown::Write } else { Shutdown::Both };

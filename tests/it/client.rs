@@ -339,7 +339,7 @@ fn a_code_that_says_never_ends_the_client_for_everybody() {
     let scripted = Scripted::start(|listener| {
         let mut peer = Peer::welcome(listener, 60_000);
         assert_eq!(peer.next().unwrap()["type"], "publish");
-        peer.close(4_002);
+        peer.close(4_003);
         drop(listener.set_nonblocking(true));
         assert!(listener.accept().is_err(), "it came back");
     });

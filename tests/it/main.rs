@@ -36,6 +36,7 @@ pub mod shutdown;
 pub mod embedded;
 
 pub mod client;
+pub mod client_redelivery;
 pub mod client_support;
 
 pub mod cli;
