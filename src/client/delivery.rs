@@ -123,8 +123,9 @@ pub struct Event {
     pub name: Option<Arc<str>>,
     /// The payload as JSON text, byte for byte as it was published.
     pub data: Arc<str>,
-    /// It came before and was not acknowledged, so the program may have dealt with it already.
-    /// Always `false` where a subscription does not acknowledge.
+    /// This subscription has handed it over before, and it was not acknowledged: it may have been
+    /// dealt with. Always `false` where a subscription does not acknowledge. What an earlier
+    /// process got is not known here.
     pub redelivered: bool,
 }
 

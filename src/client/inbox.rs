@@ -9,7 +9,7 @@
 //! [`Rank::Inbox`], for one delivery. May be taken inside [`Rank::Client`].
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -20,6 +20,7 @@ use crate::{
     },
     client::{delivery::Delivery, error::ClientError, options::InboxLimits},
     name::Name,
+    wire::position::Position,
 };
 
 /// What waits for one subscription's program.
@@ -33,6 +34,8 @@ pub(super) struct Inbox {
 struct Queue {
     deliveries: VecDeque<Delivery>,
     bytes: usize,
+    /// Of topics of which something was forgotten: the first event that nobody has taken yet.
+    untaken: HashMap<Name, Position>,
     /// Nothing more will come, for this reason.
     end: Option<ClientError>,
     /// The reader is needed elsewhere and must not wait for room now.
@@ -62,6 +65,7 @@ impl Inbox {
         let queue = Queue {
             deliveries: VecDeque::new(),
             bytes: 0,
+            untaken: HashMap::new(),
             end: None,
             hurry: false,
             stalled: false,
@@ -89,7 +93,8 @@ impl Inbox {
                 waiting = None;
             } else if bytes == 0 || queue.has_room(limits, bytes) {
                 queue.bytes += bytes;
-                queue.deliveries.extend(waiting.take());
+                let put = waiting.take().map(|delivery| queue.mark(delivery));
+                queue.deliveries.extend(put);
             } else if !queue.hurry {
                 return None;
             }
@@ -161,7 +166,7 @@ impl Inbox {
     /// Drops what waits of `topic` after event `after`: it comes again, in order.
     pub(super) fn forget(&self, topic: &Name, after: u64) {
         self.queue.with(|queue| {
-            let mut settled = false;
+            let (mut settled, mut untaken) = (false, None);
             for at in (0..queue.deliveries.len()).rev() {
                 let again = match &queue.deliveries[at] {
                     Delivery::Event(event) => event.topic == *topic && after < event.seq,
@@ -174,12 +179,18 @@ impl Inbox {
                     Delivery::Unavailable { .. } | Delivery::Reconnected => false,
                 };
                 if settled {
-                    return;
+                    break;
                 }
                 if again && let Some(delivery) = queue.deliveries.remove(at) {
                     queue.bytes -= delivery.bytes();
+                    if let Delivery::Event(event) = delivery
+                        && !event.redelivered
+                    {
+                        untaken = Some(event.position());
+                    }
                 }
             }
+            queue.untaken.extend(untaken.map(|first| (topic.clone(), first)));
         });
     }
 
@@ -228,9 +239,25 @@ impl Queue {
         self.deliveries.len() <= limits.events / 2 && self.bytes <= limits.bytes / 2
     }
 
+    /// An event that comes again is new to a program that had not taken it before.
+    fn mark(&mut self, mut delivery: Delivery) -> Delivery {
+        if let Delivery::Event(event) = &mut delivery {
+            let untaken = self.untaken.get(&event.topic);
+            let new = untaken.is_some_and(|at| at.epoch == event.epoch && at.seq <= event.seq);
+            event.redelivered &= !new;
+        }
+        delivery
+    }
+
     fn pop(&mut self, limits: InboxLimits) -> Option<Taken> {
         let delivery = self.deliveries.pop_front()?;
         self.bytes -= delivery.bytes();
+        if let Delivery::Event(event) = &delivery
+            && let Some(untaken) = self.untaken.get_mut(&event.topic)
+            && untaken.epoch == event.epoch
+        {
+            untaken.seq = untaken.seq.max(event.seq + 1);
+        }
         let resume = self.stalled && self.is_half_empty(limits);
         self.stalled = self.stalled && !resume;
         Some(Taken { delivery, resume })

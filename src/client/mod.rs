@@ -432,8 +432,11 @@ impl Client {
     pub fn flush(&self, limit: Duration) -> bool {
         let Shared { session, changed, clock, .. } = &**self.shared();
         let deadline = clock.now() + limit;
-        let idle = |session: &mut Session| session.is_idle().then_some(());
-        session.wait_until(changed, Some(deadline), idle).is_some()
+        let idle = |session: &mut Session| {
+            let idle = session.is_idle();
+            (idle || session.over.is_some()).then_some(idle)
+        };
+        session.wait_until(changed, Some(deadline), idle).unwrap_or(false)
     }
 
     /// What the connection is doing.

@@ -62,16 +62,11 @@ impl Mark {
         Mark { epoch, acked: seq, high: seq, lost: BTreeMap::new(), reached: seq, told: seq }
     }
 
-    /// Notes that event `seq` is delivered. Returns whether that was so before.
+    /// Notes that event `seq` goes to the inbox. Returns whether it did before.
     pub(super) fn deliver(&mut self, seq: u64) -> bool {
         let before = seq <= self.high;
         self.high = self.high.max(seq);
         before
-    }
-
-    #[cfg(test)]
-    pub(super) fn high(&self) -> u64 {
-        self.high
     }
 
     #[cfg(test)]
