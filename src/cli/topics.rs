@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 
 use crate::cli::{
     Global,
-    exit::{Exit, Failure},
+    exit::Failure,
     http,
     output::{Format, Output},
 };
@@ -43,9 +43,9 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
         if reply.status != 200 {
             return Err(reply.failure());
         }
-        let page: Page<'_> = serde_json::from_str(&reply.body).map_err(unreadable)?;
+        let page: Page<'_> = serde_json::from_str(&reply.body).map_err(http::unreadable)?;
         for raw in &page.topics {
-            let topic: Topic = serde_json::from_str(raw.get()).map_err(unreadable)?;
+            let topic: Topic = serde_json::from_str(raw.get()).map_err(http::unreadable)?;
             match global.format {
                 Format::Json => output.line(raw.get())?,
                 Format::Raw => output.line(&topic.topic)?,
@@ -76,8 +76,4 @@ fn table(output: &mut Output, rows: &[Topic]) -> Result<(), Failure> {
         ))?;
     }
     Ok(())
-}
-
-fn unreadable(error: serde_json::Error) -> Failure {
-    Failure::new(Exit::Other, format!("the relay's answer cannot be read: {error}"))
 }

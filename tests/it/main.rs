@@ -40,6 +40,7 @@ pub mod client_redelivery;
 pub mod client_support;
 
 pub mod cli;
+pub mod cli_acks;
 
 pub mod docs;
 
