@@ -92,7 +92,7 @@ mod topic {
         let data = format!("\"{}\"", "x".repeat(126));
         let draft = Draft { user: None, name: None, data: &data, key: None };
         bencher.counter(ItemsCount::new(1_u32)).bench_local(|| {
-            black_box(topic.publish(black_box(&draft), 1, WINDOW));
+            black_box(topic.publish(black_box(&draft), 1, WINDOW, None));
             topic.wake(|writer| {
                 if woken {
                     topic.woken(black_box(writer));

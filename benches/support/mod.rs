@@ -6,6 +6,7 @@
 //! Compiled into each bench that names it. Linux only, as `/proc` and epoll are.
 
 #![expect(clippy::panic, reason = "a bench that went wrong has nothing to say")]
+#![allow(dead_code, reason = "not every bench uses all of it")]
 
 use std::{
     fs,
@@ -97,7 +98,7 @@ pub(crate) fn reply(mut stream: &TcpStream) -> String {
 }
 
 /// Appends `text` as a client sends it. The mask is zero, which costs the relay the same.
-fn push_client_frame(out: &mut Vec<u8>, text: &str) {
+pub(crate) fn push_client_frame(out: &mut Vec<u8>, text: &str) {
     let start = out.len();
     frame::push_text_header(out, text.len());
     out[start + 1] |= 0x80;

@@ -33,7 +33,13 @@ pub const COMMANDS: Lane = Lane { name: "commands", capacity: 2_048, when_full: 
 /// offer there, and never wait.
 pub const DEADLINES: Lane = Lane { name: "deadlines", capacity: 1_024, when_full: WhenFull::Wait };
 
-/// A client's reader to the caller that waits for one answer.
+/// Readers, the keeper and the pager to the committer. Waiting here is what a busy disk does to
+/// publishers.
+pub const COMMITS: Lane = Lane { name: "commits", capacity: 4_096, when_full: WhenFull::Wait };
+/// Readers to the pager, for history that is on disk. Writers offer there, and never wait.
+pub const PAGES: Lane = Lane { name: "pages", capacity: 1_024, when_full: WhenFull::Wait };
+
+/// Whoever works for a caller to the caller that waits for one answer.
 pub const REPLIES: Lane = Lane { name: "replies", capacity: 1, when_full: WhenFull::Refuse };
 /// `landline pub --lines` to the thread that confirms. Waiting stops reading the input.
 pub const CONFIRMATIONS: Lane =
@@ -42,7 +48,7 @@ pub const CONFIRMATIONS: Lane =
 pub const PRINTS: Lane = Lane { name: "prints", capacity: 1_024, when_full: WhenFull::Wait };
 
 /// Every lane of the relay and of its client.
-pub const LANES: &[Lane] = &[COMMANDS, DEADLINES, REPLIES, CONFIRMATIONS, PRINTS];
+pub const LANES: &[Lane] = &[COMMANDS, DEADLINES, COMMITS, PAGES, REPLIES, CONFIRMATIONS, PRINTS];
 
 /// The message comes back so that the caller can count, coalesce or retry it.
 #[derive(Debug, PartialEq, Eq)]

@@ -25,6 +25,17 @@ pub const ACK_WINDOW_DEFAULT: u64 = 256;
 /// Most events that a subscription may ask to be sent and not acknowledged.
 pub const ACK_WINDOW_MAX: u64 = 65_536;
 
+/// Bytes that one commit takes from the topics that are in a hurry, and a little more.
+pub const COMMIT_BYTES: u64 = 4 * 1024 * 1024;
+/// Bytes of events that the operating system alone may have, before they are committed.
+pub const WRITTEN_BYTES_MAX: u64 = 8 * 1024 * 1024;
+/// What an event that waits for the disk costs beside its frame: whoever waits for the answer.
+pub const WAITER_BYTES: u64 = 64;
+/// Bytes that the answer to a publish takes at most.
+pub const PUBLISHED_BYTES: usize = 160;
+/// Pages of history that one writer may have asked for.
+pub const PAGES_PER_WRITER: usize = 8;
+
 /// Largest HTTP head, request line included, in bytes.
 pub const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// Most header fields in one HTTP request.

@@ -29,6 +29,8 @@ pub enum Rank {
     Roster = 20,
     /// `topic::registry`: which topics and patterns exist.
     Registry = 30,
+    /// `server::vault`: whether the store can be written.
+    Vault = 33,
     /// `store`: the open database, to copy a reference or count a reader.
     Store = 35,
     /// `topic::topic`: one log.
@@ -47,6 +49,7 @@ impl Rank {
         Rank::Settings,
         Rank::Roster,
         Rank::Registry,
+        Rank::Vault,
         Rank::Store,
         Rank::Log,
         Rank::Outbox,

@@ -17,6 +17,7 @@ mod http;
 mod output;
 mod publish;
 mod serve;
+mod store;
 mod subscribe;
 mod topics;
 mod values;
@@ -41,6 +42,7 @@ const COMMANDS: &[Entry] = &[
     (consumers::command, consumers::run),
     (check::command, check::run),
     (health::command, health::run),
+    (store::command, store::run),
 ];
 
 const AFTER_HELP: &str = "\
@@ -53,8 +55,8 @@ Examples:
   landline sub jobs --consumer printer >> jobs.log
 
 Exit codes:
-  0   done; for `health`: ready
-  1   another failure; for `health`: not ready
+  0   done; for `health`: ready; for `store check`: nothing is damaged
+  1   another failure; for `health`: not ready; for `store check`: something is damaged
   2   the command line, or data given on it, is wrong
   3   the configuration is not valid
   4   cannot connect

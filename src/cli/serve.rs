@@ -167,7 +167,19 @@ fn announce(server: &Server, config: &Config) -> Result<(), ServeError> {
             "only this machine can connect; --listen 0.0.0.0:5263 --allow-anonymous opens it"
         );
     }
-    log::info!("topics are kept in memory writers={}", config.writers);
+    match &config.store.data_dir {
+        None => log::info!("data_dir is not set: no topic survives a restart"),
+        Some(dir) => {
+            let rules = config.topics.rules.iter().filter(|rule| rule.policy.durable);
+            let patterns: Vec<&str> = rules.map(|rule| rule.filter.as_str()).collect();
+            let everything = if config.topics.default_policy.durable { "all others" } else { "" };
+            log::info!(
+                "durable topics data_dir={} patterns=\"{}\" and=\"{everything}\"",
+                dir.display(),
+                patterns.join(", ")
+            );
+        }
+    }
     Ok(())
 }
 

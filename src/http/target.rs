@@ -19,6 +19,8 @@ pub enum Route {
     Index,
     /// `/v1/topics`
     Topics,
+    /// `/v1/consumers`
+    Consumers,
     /// `/v1/topics/{topic}/events`. The topic is decoded, and not yet checked.
     Events {
         topic: String,
@@ -67,6 +69,7 @@ impl Route {
             ["readyz"] => Route::Readyz,
             ["metrics"] => Route::Metrics,
             ["v1", "topics"] => Route::Topics,
+            ["v1", "consumers"] => Route::Consumers,
             ["v1", "topics", topic @ .., "events"] if !topic.is_empty() => {
                 Route::Events { topic: topic.join("/") }
             }
@@ -78,9 +81,12 @@ impl Route {
     #[must_use]
     pub const fn methods(&self) -> &'static [Method] {
         match self {
-            Route::Index | Route::Topics | Route::Healthz | Route::Readyz | Route::Metrics => {
-                &[Method::Get, Method::Head, Method::Options]
-            }
+            Route::Index
+            | Route::Topics
+            | Route::Consumers
+            | Route::Healthz
+            | Route::Readyz
+            | Route::Metrics => &[Method::Get, Method::Head, Method::Options],
             Route::Events { .. } => &[Method::Get, Method::Head, Method::Post, Method::Options],
             Route::WebSocket => &[Method::Get],
             Route::Unknown => &[],
@@ -282,6 +288,7 @@ mod tests {
             ("/readyz", Route::Readyz),
             ("/metrics", Route::Metrics),
             ("/v1/topics", Route::Topics),
+            ("/v1/consumers", Route::Consumers),
             ("/%76%31/topics", Route::Topics),
             ("/v1/topics/a/events", events("a")),
             ("/v1/topics/home/lamp/events", events("home/lamp")),

@@ -61,6 +61,8 @@ label!(
         Stalled = "stalled",
         /// Another connection took over one of its consumers.
         Replaced = "replaced",
+        /// What it asked for could not be read from disk.
+        Unavailable = "unavailable",
         /// A subscription with `slow: disconnect` fell out of its log.
         Slow = "slow_consumer",
         /// It broke the WebSocket protocol.
@@ -102,9 +104,32 @@ label!(
     Recovered, "mode", { Complete = "complete", Partial = "partial", Reset = "reset", }
 );
 
+label!(
+    /// How the store failed.
+    StoreFailure, "reason", {
+        /// The disk is full.
+        Full = "full",
+        /// The disk cannot be read or written.
+        Io = "io",
+        /// What is on disk is not what was written.
+        Damaged = "damaged",
+    }
+);
+
+label!(
+    /// Why a publish to a durable topic was refused.
+    StoreRefused, "reason", {
+        /// Too much waited for the disk for too long.
+        Busy = "busy",
+        /// The store has failed.
+        Unavailable = "unavailable",
+    }
+);
+
 impl Label for GapReason {
     const KEY: &'static str = "reason";
-    const VALUES: &'static [&'static str] = &["truncated", "slow", "retention", "damaged"];
+    const VALUES: &'static [&'static str] =
+        &["truncated", "slow", "retention", "damaged", "dead_letter"];
 
     fn index(self) -> usize {
         self as usize

@@ -111,6 +111,45 @@ metrics! {
         "Events that gap notices announced as lost to a subscription.";
     recoveries: CounterBy<labels::Recovered> = "landline_topic_recoveries_total",
         "Positions resumed from, by how much was there.";
+    acks: Counter = "landline_ack_received_total", "Acknowledgements received.";
+    redelivered: Counter = "landline_ack_redelivered_events_total",
+        "Events that were sent again because they were not acknowledged in time.";
+    dead_letters: Counter = "landline_ack_dead_letters_total",
+        "Events that went to `$dead/...` because nobody acknowledged them.";
+    consumers: Gauge = "landline_consumer_consumers", "Consumers now.";
+    consumers_limit: Gauge = "landline_consumer_consumers_limit", "Consumers allowed at once.";
+    consumers_replaced: Counter = "landline_consumer_replaced_total",
+        "Consumers that another connection took over.";
+    consumers_expired: Counter = "landline_consumer_expired_total",
+        "Consumers forgotten after a long time without use.";
+    store_ok: Gauge = "landline_store_ok",
+        "1 if durable topics can be written, 0 if the store has failed or there is none.";
+    store_failures: CounterBy<labels::StoreFailure> = "landline_store_failures_total",
+        "Writes and recoveries of the store that failed.";
+    store_recoveries: Counter = "landline_store_recoveries_total",
+        "Times the store could be written again after a failure.";
+    store_commits: Counter = "landline_store_commits_total", "Commits that reached the disk.";
+    store_commit_microseconds: Counter = "landline_store_commit_microseconds_total",
+        "Time that commits took, in millionths of a second.";
+    store_writes: Counter = "landline_store_writes_total",
+        "Batches handed to the operating system without waiting for the disk.";
+    stored_events: Counter = "landline_store_events_total",
+        "Events that became as safe as their topic asks for.";
+    stored_bytes: Counter = "landline_store_events_bytes_total", "Bytes of these events.";
+    store_refused: CounterBy<labels::StoreRefused> = "landline_store_refused_total",
+        "Publishes to durable topics that were refused.";
+    backlog_bytes: Gauge = "landline_store_backlog_bytes",
+        "Bytes of events that wait for the disk.";
+    backlog_limit: Gauge = "landline_store_backlog_bytes_limit",
+        "Bytes of events that may wait for the disk.";
+    backlog_waits: Counter = "landline_store_backlog_waits_total",
+        "Times a publisher waited because too much waited for the disk.";
+    store_file_bytes: Gauge = "landline_store_file_bytes", "Bytes of the store's files.";
+    pages: Counter = "landline_store_pages_total", "Pages of history read from disk.";
+    page_failures: Counter = "landline_store_page_failures_total",
+        "Pages of history that could not be read.";
+    pages_depth: Gauge = "landline_store_pages_depth", "Pages of history that are asked for.";
+    pages_limit: Gauge = "landline_store_pages_limit", "Pages of history that may be asked for.";
     reloads_failed: Counter = "landline_config_reloads_failed_total",
         "Reloads that kept the old configuration.";
     reload_ok: Gauge = "landline_config_last_reload_successful",

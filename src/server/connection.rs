@@ -7,17 +7,26 @@
 
 use std::{
     net::{Shutdown, SocketAddr, TcpStream},
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
 };
 
 use crate::{
-    base::sync::atomic::{AtomicU64, Ordering},
+    base::{
+        limits::PUBLISHED_BYTES,
+        sync::atomic::{AtomicU64, Ordering},
+    },
     metrics::labels::Closed,
     server::{
         outbox::Outbox,
+        relay::Shared,
         writer::{Command, WriterHandle},
     },
-    wire::{codes::CloseCode, frame, reply},
+    topic::{Confirm, Unstored},
+    wire::{
+        codes::CloseCode,
+        frame,
+        reply::{self, Receipt},
+    },
 };
 
 /// What both halves of a connection know.
@@ -247,6 +256,34 @@ impl Connection {
         self.outbox.close();
         // An error means that the socket is gone already, which is what was wanted.
         drop(self.socket.shutdown(Shutdown::Both));
+    }
+}
+
+/// How a WebSocket publisher hears of its events.
+pub(crate) struct Publisher {
+    pub(crate) connection: Arc<Connection>,
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl Confirm for Publisher {
+    fn confirm(&self, request: Option<u64>, outcome: &Result<Receipt, Unstored>) {
+        let bytes = if request.is_some() { PUBLISHED_BYTES } else { 0 };
+        let outbox = &self.connection.outbox;
+        match (outcome, request) {
+            (Ok(receipt), Some(id)) => {
+                outbox.keep_promise(bytes, |out| reply::published(out, id, receipt));
+            }
+            (Ok(_), None) => {}
+            (Err(Unstored), _) => {
+                let refusal = self.shared.vault.unstored();
+                self.shared.metrics.requests_refused.add(refusal.code, 1);
+                outbox.keep_promise(bytes, |out| reply::error(out, request, None, &refusal));
+            }
+        }
+    }
+
+    fn confirmed(&self) {
+        self.connection.flush();
     }
 }
 

@@ -15,7 +15,7 @@ use std::{
 
 use crate::{
     base::lane::{Receiver, RecvTimeoutError},
-    config::TopicSettings,
+    config::{Config, TopicSettings},
     http::{
         error::HttpError,
         response::{Exchange, refuse},
@@ -25,6 +25,7 @@ use crate::{
         connection::{Bye, Connection},
         deadlines::{Deadlines, Facts, Step, is_late, step},
         relay::{Shared, grace_deadline_ms, last_resort_ms},
+        vault::Job,
     },
     wire::codes::CloseCode,
 };
@@ -52,8 +53,8 @@ pub(crate) fn run(shared: &Arc<Shared>, inbox: &Receiver<Watch>) {
             resumed_ms = now_ms;
         }
         if sweep_ms <= now_ms {
-            shared.registry.sweep();
             let (_, config) = shared.config();
+            sweep(shared, &config);
             sweep_ms = now_ms + sweep_every_ms(&config.topics);
         }
         while let Some(connection) = deadlines.pop_due(now_ms) {
@@ -70,6 +71,13 @@ pub(crate) fn run(shared: &Arc<Shared>, inbox: &Receiver<Watch>) {
             return;
         }
     }
+}
+
+/// Removes what is too old, and has the store told.
+fn sweep(shared: &Shared, config: &Config) {
+    let swept = shared.registry.sweep(config.acks.consumer_idle);
+    swept.changed.iter().for_each(|topic| shared.vault.tell_lazily(topic));
+    swept.forgotten.into_iter().for_each(|id| shared.vault.send(Job::Forget(id)));
 }
 
 #[derive(Clone, Copy)]

@@ -143,9 +143,12 @@ impl Line {
             self.shared.metrics.published_bytes.add(bytes);
         }
         for topic in self.news.drain(..) {
-            topic.wake(|writer| {
-                self.shared.writers[writer].send(Command::Wake(Arc::clone(&topic)));
-            });
+            if topic.id().is_some() {
+                // Its followers hear of it when it is stored.
+                self.shared.vault.tell(&topic);
+            } else {
+                self.shared.wake(&topic);
+            }
         }
         if std::mem::take(&mut self.replied) {
             self.connection.flush();

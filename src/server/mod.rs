@@ -9,18 +9,22 @@
 //! All of `ARCHITECTURE.md`'s table. Readers never write to a socket; writers never block on one.
 
 mod acceptor;
+mod committer;
 mod connection;
 mod deadlines;
 mod keeper;
 mod line;
+mod lists;
 mod logging;
 mod outbox;
+mod pager;
 mod reader;
 mod relay;
 mod requests;
 mod roster;
 mod routes;
 mod system;
+mod vault;
 mod websocket;
 mod writer;
 

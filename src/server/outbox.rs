@@ -34,6 +34,8 @@ struct Inner {
     bytes: Vec<u8>,
     /// Bytes that the writer has taken but the socket has not.
     held: usize,
+    /// Bytes of replies that somebody will add later.
+    promised: usize,
     /// Nothing will ever be sent again.
     closed: bool,
     last_words: LastWords,
@@ -81,6 +83,19 @@ impl Outbox {
         self.inner.with(|inner| inner.offer(bytes_max, write))
     }
 
+    /// Notes that a reply of at most `bytes` comes later, from another thread.
+    pub(crate) fn promise(&self, bytes: usize) {
+        self.inner.with(|inner| inner.promised += bytes);
+    }
+
+    /// Adds a reply that was promised with `bytes`.
+    pub(crate) fn keep_promise(&self, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) {
+        self.inner.with(|inner| {
+            inner.promised = inner.promised.saturating_sub(bytes);
+            inner.offer(usize::MAX, write);
+        });
+    }
+
     /// Waits until fewer than `bytes_max` bytes wait, or the connection is closed.
     ///
     /// # Blocking
@@ -112,6 +127,7 @@ impl Outbox {
             inner.bytes = Vec::new();
             inner.last_words = LastWords::Taken;
             inner.held = 0;
+            inner.promised = 0;
         });
         self.room.notify_all();
     }
@@ -159,7 +175,7 @@ impl Inner {
     }
 
     fn waiting(&self) -> usize {
-        self.bytes.len() + self.held
+        self.bytes.len() + self.held + self.promised
     }
 
     fn offer(&mut self, bytes_max: usize, write: impl FnOnce(&mut Vec<u8>)) -> Pushed {
@@ -201,6 +217,17 @@ mod tests {
         assert_eq!((taken.bytes, taken.last_words), (vec![0; 5], Some(vec![9])));
         assert_eq!(outbox.take().last_words, None);
         assert_eq!(outbox.offer(100, |out| out.push(1)), Pushed::Closed);
+    }
+
+    #[test]
+    fn what_is_promised_takes_room_until_it_is_there_and_taken() {
+        let outbox = Outbox::new();
+        outbox.promise(10);
+        assert_eq!(outbox.offer(10, |out| out.push(1)), Pushed::Full);
+        outbox.keep_promise(10, |out| out.extend([7; 4]));
+        assert_eq!(outbox.waiting(), 4);
+        assert_eq!(outbox.take().bytes, [7; 4]);
+        assert_eq!(outbox.waiting(), 0);
     }
 
     #[test]

@@ -10,35 +10,39 @@
 //!
 //! The settings, for one copy of a reference.
 
-use std::{
-    io,
-    net::{SocketAddr, TcpListener},
-    sync::{Arc, Weak},
-    time::{Duration, Instant},
-};
+mod stages;
 
-use socket2::SockRef;
+use self::stages::{DRAIN_ON_DROP, LAST_MOMENT, Threads, bind_all, end_writers, start_writers};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use crate::{
     base::{
         clock::Clock,
-        lane::{self, Inlet, Receiver},
-        lifecycle::{Crew, Group, OnPanic, Panics, Stop},
-        limits::{CLOSE_GRACE, WORKER_STACK_BYTES},
+        lane::{self, Inlet},
+        lifecycle::{Crew, Group, Panics, Stop},
+        limits::CLOSE_GRACE,
         lock::{Rank, Ranked},
         random,
         sync::atomic::{AtomicBool, AtomicU64, Ordering},
     },
     config::{Config, ConnectionSettings},
-    metrics::{Metrics, labels::Closed},
+    metrics::{
+        Metrics,
+        labels::{Closed, StoreFailure},
+    },
     server::{
-        acceptor,
-        connection::{Bye, Connection, Phase},
-        keeper::{self, Watch},
+        connection::{Bye, Connection},
+        keeper::Watch,
         logging::Limiter,
+        pager::PagerHandle,
         roster::Roster,
         system,
-        writer::{Command, Waker, Writer, WriterHandle, WriterParts},
+        vault::{Job, Vault},
+        writer::{Command, WriterHandle},
+    },
+    store::{
+        Database, Loaded, Store, StoreError, StoreSettings,
+        disk::{Directory, Disk},
     },
     topic::Registry,
     wire::{
@@ -53,6 +57,8 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) registry: Registry,
     pub(crate) roster: Arc<Roster>,
+    pub(crate) vault: Vault,
+    pub(crate) pager: PagerHandle,
     pub(crate) writers: Box<[WriterHandle]>,
     pub(crate) crew: Crew,
     pub(crate) stop: Stop,
@@ -106,6 +112,20 @@ impl Shared {
         Ok(())
     }
 
+    /// Whether durable topics can be written, or why not.
+    pub(crate) fn store_health(&self) -> Result<(), &'static str> {
+        match self.vault.failure().map(|failure| failure.kind) {
+            None => Ok(()),
+            Some(StoreFailure::Full) => Err("durable topics cannot be written: the disk is full"),
+            Some(StoreFailure::Damaged) => {
+                Err("durable topics cannot be written: what is on disk is damaged")
+            }
+            Some(StoreFailure::Io) => {
+                Err("durable topics cannot be written: the disk cannot be used")
+            }
+        }
+    }
+
     /// As [`Shared::readiness`], for who asks to stay: with a time to come back.
     pub(crate) fn admit(&self) -> Result<(), Refusal> {
         self.readiness().map_err(|why| {
@@ -135,8 +155,16 @@ impl Shared {
         self.metrics.commands_depth.set(depth);
         self.metrics.topics.set(self.registry.len() as u64);
         self.metrics.log_bytes.set(self.registry.bytes());
+        // Relaxed: a count.
+        let consumers = self.registry.consumer_count().load(Ordering::Relaxed);
+        self.metrics.consumers.set(consumers);
+        self.metrics.backlog_bytes.set(self.vault.backlog_bytes());
+        self.metrics.pages_depth.set(self.pager.depth() as u64);
         self.metrics.threads_panicked.set(self.panics.load(Ordering::Relaxed));
-        let fixed = self.writers.len() + 1 + self.config().1.listen.len();
+        let config = self.config().1;
+        let commits = usize::from(config.store.data_dir.is_some());
+        // Writers, acceptors, the keeper, the pager.
+        let fixed = self.writers.len() + config.listen.len() + 2 + commits;
         self.metrics.threads.set((self.crew.running() + fixed) as u64);
     }
 }
@@ -163,14 +191,6 @@ pub struct Server {
     threads: Option<Threads>,
 }
 
-/// The threads of a relay that others depend on, and what wakes the acceptors.
-struct Threads {
-    listeners: Vec<Arc<TcpListener>>,
-    acceptors: Group,
-    keeper: Group,
-    writers: Group,
-}
-
 /// Why a relay did not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -181,6 +201,8 @@ pub enum StartError {
     Thread { name: String, source: io::Error },
     #[error("cannot open a bell for writer {writer}")]
     Bell { writer: usize, source: io::Error },
+    #[error("cannot open the store")]
+    Store(#[source] StoreError),
 }
 
 /// How a stop went.
@@ -197,9 +219,30 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// A listener cannot be bound, or the operating system refuses a thread. Nothing is left
-    /// running.
+    /// A listener cannot be bound, the data directory cannot be used, or the operating system
+    /// refuses a thread. Nothing is left running.
     pub fn start(config: Config) -> Result<Server, StartError> {
+        let store = match &config.store.data_dir {
+            None => None,
+            Some(dir) => Some(open_store(&config, Arc::new(Directory::new(dir)))?),
+        };
+        Server::start_with(config, store)
+    }
+
+    /// As [`Server::start`], with durable topics on `disk` instead of in a directory.
+    ///
+    /// # Errors
+    ///
+    /// As [`Server::start`].
+    pub fn start_on(config: Config, disk: Arc<dyn Disk>) -> Result<Server, StartError> {
+        let store = open_store(&config, disk)?;
+        Server::start_with(config, Some(store))
+    }
+
+    fn start_with(
+        config: Config,
+        store: Option<(Box<dyn Store>, Loaded)>,
+    ) -> Result<Server, StartError> {
         system::raise_descriptor_limit();
         let clock = Clock::default();
         let metrics = Arc::new(Metrics::default());
@@ -214,16 +257,27 @@ impl Server {
         let (keeper_inlet, keeper_outlet) = lane::open(lane::DEADLINES);
         let mut handles = Vec::with_capacity(config.writers);
         let roster = Arc::new(Roster::new(Arc::clone(&metrics)));
-        let common = (&config, &clock, &metrics, &keeper_inlet, &roster);
+        let (errands, errands_outlet) = lane::open(lane::PAGES);
+        let pager = PagerHandle::new(errands);
+        let common = (&config, &clock, &metrics, &keeper_inlet, &roster, &pager);
         if let Err(error) = start_writers(&mut writers, &mut handles, common) {
             end_writers(&handles, writers, clock.now() + LAST_MOMENT);
             return Err(error);
         }
         let limit = lane::COMMANDS.capacity * config.writers;
         metrics.commands_limit.set(limit as u64);
+        metrics.pages_limit.set(lane::PAGES.capacity as u64);
+        metrics.consumers_limit.set(config.acks.max_consumers as u64);
         let topics = config.topics.clone();
+        let (jobs, jobs_outlet) = lane::open(lane::COMMITS);
+        let loaded = store.as_ref().map(|(_, loaded)| loaded);
+        let (writers_count, measures) = (config.writers, Arc::clone(&metrics));
+        let registry = Registry::new(topics, writers_count, clock.clone(), measures, loaded);
+        let vault = Vault::new(jobs, &config.store, clock.clone(), Arc::clone(&metrics));
         let shared = Arc::new(Shared {
-            registry: Registry::new(topics, config.writers, clock.clone(), Arc::clone(&metrics)),
+            registry,
+            vault,
+            pager,
             roster,
             writers: handles.into(),
             crew: Crew::new(stop.clone(), Arc::clone(&panics)),
@@ -244,10 +298,14 @@ impl Server {
         let mut threads = Threads {
             listeners: Vec::new(),
             acceptors: Group::new(stop.clone(), Arc::clone(&panics)),
-            keeper: Group::new(stop, panics),
+            keeper: Group::new(stop.clone(), Arc::clone(&panics)),
+            committer: Group::new(stop.clone(), Arc::clone(&panics)),
+            pager: Group::new(stop, panics),
             writers,
         };
-        let served = threads.serve(&shared, bound, keeper_outlet);
+        let store = store.map(|(store, _)| (store, jobs_outlet));
+        let stored = threads.serve_store(&shared, store, errands_outlet);
+        let served = stored.and_then(|()| threads.serve(&shared, bound, keeper_outlet));
         // From here on, dropping it is what stops it.
         let mut server = Server { shared, addresses: Vec::new(), threads: Some(threads) };
         server.addresses = served?;
@@ -285,7 +343,10 @@ impl Server {
     /// While a writer's lane is full.
     pub fn reload(&self, config: Config) {
         self.shared.registry.apply(config.topics.clone());
-        let settings = config.connections;
+        let settings = (config.connections, config.acks);
+        self.shared.vault.apply(&config.store);
+        self.shared.metrics.consumers_limit.set(config.acks.max_consumers as u64);
+        self.shared.vault.send(Job::Retain);
         self.shared.config.with(|current| {
             *current = Arc::new(config);
             self.shared.generation.fetch_add(1, Ordering::Relaxed);
@@ -329,138 +390,15 @@ impl Drop for Server {
     }
 }
 
-impl Threads {
-    /// Starts the keeper and the acceptors. Returns where they listen.
-    fn serve(
-        &mut self,
-        shared: &Arc<Shared>,
-        bound: Vec<(TcpListener, SocketAddr)>,
-        watches: Receiver<Watch>,
-    ) -> Result<Vec<SocketAddr>, StartError> {
-        let keeper_shared = Arc::clone(shared);
-        let body = move || keeper::run(&keeper_shared, &watches);
-        spawn(&mut self.keeper, "keeper".to_owned(), body)?;
-        let mut addresses = Vec::with_capacity(bound.len());
-        for (index, (listener, address)) in bound.into_iter().enumerate() {
-            let listener = Arc::new(listener);
-            let (shared, own) = (Arc::clone(shared), Arc::clone(&listener));
-            let body = move || acceptor::run(&shared, &own);
-            spawn(&mut self.acceptors, format!("accept-{index}"), body)?;
-            addresses.push(address);
-            self.listeners.push(listener);
-        }
-        Ok(addresses)
-    }
-
-    fn stop(self, shared: &Arc<Shared>, drain: Duration) -> StopReport {
-        let Threads { listeners, acceptors, keeper, writers } = self;
-        let clock = &shared.clock;
-        let deadline = clock.now() + drain;
-        // SeqCst: see `Connection::state`.
-        shared.draining.store(true, Ordering::SeqCst);
-        shared.stop.raise(crate::base::lifecycle::Cause::Requested);
-        for listener in &listeners {
-            // Wakes the acceptor, which sees that the relay stops.
-            drop(SockRef::from(&**listener).shutdown(std::net::Shutdown::Both));
-        }
-        let mut late = acceptors.join(deadline);
-        say_bye_to_all(shared, drain);
-        let cut = shared.crew.join(clock, deadline);
-        for connection in shared.roster.all() {
-            connection.cut(Closed::Shutdown);
-        }
-        let last = clock.now() + LAST_MOMENT;
-        let stuck = shared.crew.join(clock, last);
-        late.extend((0..stuck).map(|_| "conn".to_owned()));
-        shared.drained.store(true, Ordering::Relaxed);
-        drop(shared.keeper.offer(Watch { connection: Weak::new(), at_ms: 0 }));
-        late.extend(keeper.join(last));
-        late.extend(end_writers(&shared.writers, writers, last));
-        StopReport { late, cut }
-    }
-}
-
-/// The drain time of a relay that is dropped rather than stopped.
-const DRAIN_ON_DROP: Duration = Duration::from_secs(1);
-/// What threads get to end in, after the drain time.
-const LAST_MOMENT: Duration = Duration::from_secs(1);
-
-/// Tells every client that the relay stops.
-fn say_bye_to_all(shared: &Arc<Shared>, drain: Duration) {
-    let window_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX);
-    let deadline_ms = shared.clock.uptime_ms() + window_ms;
-    for connection in shared.roster.all() {
-        match connection.phase() {
-            Phase::WebSocket => shared.say_stopping(&connection, deadline_ms),
-            // Nobody waits for an answer, except one that is on its way.
-            Phase::Idle => connection.retire(Closed::Shutdown, deadline_ms),
-            // Readers look themselves when they have answered, or are asked for a WebSocket.
-            Phase::Http | Phase::Closing => {}
-        }
-    }
-}
-
-fn bind_all(listen: &[String]) -> Result<Vec<(TcpListener, SocketAddr)>, StartError> {
-    let bind = |address: &String| {
-        let listener = acceptor::bind(address)?;
-        let local = listener.local_addr()?;
-        Ok((listener, local))
-    };
-    listen
-        .iter()
-        .map(|address| {
-            bind(address).map_err(|source| StartError::Listen { address: address.clone(), source })
-        })
-        .collect()
-}
-
-/// Starts the writers. On an error, those in `handles` run and are to be ended.
-/// What all writers are made of.
-type Common<'a> = (&'a Config, &'a Clock, &'a Arc<Metrics>, &'a Inlet<Watch>, &'a Arc<Roster>);
-
-fn start_writers(
-    group: &mut Group,
-    handles: &mut Vec<WriterHandle>,
-    (config, clock, metrics, keeper, roster): Common<'_>,
-) -> Result<(), StartError> {
-    for index in 0..config.writers {
-        let (inlet, inbox) = lane::open(lane::COMMANDS);
-        let waker = Waker::new().map_err(|source| StartError::Bell { writer: index, source })?;
-        let waker = Arc::new(waker);
-        let parts = WriterParts {
-            index,
-            inbox,
-            waker: Arc::clone(&waker),
-            keeper: keeper.clone(),
-            roster: Arc::clone(roster),
-            settings: config.connections,
-            clock: clock.clone(),
-            metrics: Arc::clone(metrics),
-        };
-        let writer =
-            Writer::new(parts).map_err(|source| StartError::Bell { writer: index, source })?;
-        spawn(group, format!("writer-{index}"), move || writer.run())?;
-        handles.push(WriterHandle { inlet, waker });
-    }
-    Ok(())
-}
-
-/// Returns the names of those that had not ended at the deadline.
-fn end_writers(handles: &[WriterHandle], group: Group, deadline: Instant) -> Vec<String> {
-    for handle in handles {
-        handle.send(Command::Stop);
-    }
-    group.join(deadline)
-}
-
-fn spawn(
-    group: &mut Group,
-    name: String,
-    body: impl FnOnce() + Send + 'static,
-) -> Result<(), StartError> {
-    group
-        .spawn(name.clone(), WORKER_STACK_BYTES, OnPanic::StopServer, body)
-        .map_err(|source| StartError::Thread { name, source })
+/// Opens the store, and says what was found that should not be.
+fn open_store(
+    config: &Config,
+    disk: Arc<dyn Disk>,
+) -> Result<(Box<dyn Store>, Loaded), StartError> {
+    let settings = StoreSettings { cache_bytes: config.store.cache };
+    let (database, loaded) = Database::open(disk, settings).map_err(StartError::Store)?;
+    loaded.warnings.iter().for_each(|warning| log::error!("{warning}"));
+    Ok((Box::new(database), loaded))
 }
 
 /// Fits the limit of connections to what the operating system allows, with a warning.
@@ -493,23 +431,4 @@ pub(crate) fn last_resort_ms(now_ms: u64, settings: &ConnectionSettings) -> u64 
 /// When a connection ends that has been sent everything.
 pub(crate) fn grace_deadline_ms(now_ms: u64) -> u64 {
     now_ms + u64::try_from(CLOSE_GRACE.as_millis()).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn writers_that_were_started_in_vain_end() {
-        let config = Config { writers: 3, ..Config::default() };
-        let (clock, metrics) = (Clock::default(), Arc::new(Metrics::default()));
-        let (keeper, _watches) = lane::open(lane::DEADLINES);
-        let mut group = Group::new(Stop::default(), Panics::default());
-        let mut handles = Vec::new();
-        let roster = Arc::new(Roster::new(Arc::clone(&metrics)));
-        let common = (&config, &clock, &metrics, &keeper, &roster);
-        start_writers(&mut group, &mut handles, common).unwrap();
-        let late = end_writers(&handles, group, clock.now() + Duration::from_secs(30));
-        assert_eq!(late, [""; 0]);
-    }
 }

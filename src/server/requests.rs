@@ -3,16 +3,21 @@
 use std::sync::Arc;
 
 use crate::{
-    base::limits::HISTORY_BYTES_MAX,
+    base::{
+        limits::{HISTORY_BYTES_MAX, TURN_BYTES},
+        sync::atomic::Ordering,
+    },
     metrics::labels::Recovered,
     name::Name,
     server::{
+        pager::Sheet,
         relay::Shared,
         writer::{By, Command, Follow},
     },
-    topic::{Draft, Follower, Publication, RegistryError, Start, Topic},
+    topic::{Asked, Copied, Draft, Follower, Log, Publication, RegistryError, Start, Topic},
     wire::{
         codes::Code,
+        frame,
         position::{From, Mode},
         reply::HistoryHead,
         request::Refusal,
@@ -31,12 +36,26 @@ impl Shared {
     /// While the lane of a writer that must hear of a new topic is full.
     pub(crate) fn open_topic(&self, name: &Name) -> Result<Arc<Topic>, Refusal> {
         let announce = |follower, topic: &Arc<Topic>| self.announce_topic(follower, topic);
-        self.registry.open(name, announce).map_err(|error| match error {
+        let opened = self.registry.open(name, announce).map_err(|error| match error {
             RegistryError::Full { .. } => Refusal {
                 field: Some("topic"),
                 ..Refusal::new(Code::LimitExceeded, format!("{name} cannot be created: {error}"))
             },
-        })
+        })?;
+        let (topic, is_new) = opened;
+        if is_new {
+            self.vault.tell(&topic);
+        }
+        Ok(topic)
+    }
+
+    /// Wakes the writers whose connections follow `topic`.
+    ///
+    /// # Blocking
+    ///
+    /// While a writer's lane is full.
+    pub(crate) fn wake(&self, topic: &Arc<Topic>) {
+        topic.wake(|writer| self.writers[writer].send(Command::Wake(Arc::clone(topic))));
     }
 
     /// Makes a pattern's subscriber follow a topic that has come to exist, from its beginning.
@@ -45,9 +64,30 @@ impl Shared {
         if topic.follow(writer) {
             let start = Start { seq: 0, recovery: None };
             let (topic, by) = (Arc::clone(topic), By::Pattern { subscription });
-            let follow = Box::new(Follow { connection, topic, start, by });
+            let follow = Box::new(Follow { connection, topic, start, by, acks: None });
             self.writers[writer].send(Command::Follow(follow));
         }
+    }
+
+    /// Counts a consumer that is about to be made.
+    ///
+    /// # Errors
+    ///
+    /// The limit of consumers is reached.
+    pub(crate) fn count_new_consumer(&self) -> Result<(), Refusal> {
+        let max = self.config().1.acks.max_consumers as u64;
+        let count = self.registry.consumer_count();
+        // Relaxed: a count, each of its changes is applied exactly once.
+        if count.fetch_add(1, Ordering::Relaxed) < max {
+            return Ok(());
+        }
+        self.discount_consumer();
+        let message = format!("the relay already has {max} consumers, which is its limit");
+        Err(Refusal { field: Some("consumer"), ..Refusal::new(Code::LimitExceeded, message) })
+    }
+
+    pub(crate) fn discount_consumer(&self) {
+        self.registry.consumer_count().fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Opens `name` and counts the caller's writer among its followers.
@@ -73,15 +113,25 @@ impl Shared {
     ///
     /// # Errors
     ///
-    /// The limit of topics is reached.
+    /// The limit of topics is reached, or the store has failed or is too slow.
+    ///
+    /// # Blocking
+    ///
+    /// On a durable topic, until there is room in the backlog; the caller has told the committer of
+    /// everything it appended before.
     pub(crate) fn publish(
         &self,
         topic: &mut Arc<Topic>,
         draft: &Draft<'_>,
         now_ms: u64,
+        asked: Option<Asked<'_>>,
     ) -> Result<Publication, Refusal> {
         loop {
-            if let Some(done) = self.registry.publish(topic, draft, now_ms) {
+            if topic.id().is_some() && !self.vault.has_room() {
+                self.vault.wait_for_room()?;
+            }
+            if let Some(done) = self.registry.publish(topic, draft, now_ms, asked) {
+                self.vault.owe(&done);
                 return Ok(done);
             }
             let name = topic.name().clone();
@@ -90,8 +140,35 @@ impl Shared {
     }
 
     /// Where a subscription that asks for `from` starts, counted by how much was there.
-    pub(crate) fn start(&self, topic: &Topic, from: &From) -> Start {
-        let start = topic.look(|log| log.start(from));
+    ///
+    /// # Errors
+    ///
+    /// The history on disk, which has to be looked into, cannot be read now.
+    ///
+    /// # Blocking
+    ///
+    /// For the disk, where a time is asked for that memory does not reach.
+    pub(crate) fn start(&self, topic: &Arc<Topic>, from: &From) -> Result<Start, Refusal> {
+        let start = self.locate(topic, from)?;
+        self.count_recovery(&start);
+        Ok(start)
+    }
+
+    fn locate(&self, topic: &Arc<Topic>, from: &From) -> Result<Start, Refusal> {
+        if let From::Since(time_ms) = from
+            && topic.look(|log| log.begins_on_disk(*time_ms))
+        {
+            let seq = self.pager.since(topic, *time_ms)?;
+            return Ok(topic.look(|log| {
+                // Events that are not in the database yet are newer than all that are.
+                let seq = if log.stored() < seq { log.start(from).seq + 1 } else { seq };
+                Start { seq: (seq - 1).max(log.first() - 1).min(log.tail()), recovery: None }
+            }));
+        }
+        Ok(topic.look(|log| log.start(from)))
+    }
+
+    pub(crate) fn count_recovery(&self, start: &Start) {
         if let Some(recovery) = start.recovery {
             let mode = match recovery.mode {
                 Mode::Complete => Recovered::Complete,
@@ -100,7 +177,6 @@ impl Shared {
             };
             self.metrics.recoveries.add(mode, 1);
         }
-        start
     }
 
     /// Events of `topic`, joined by commas, and what stands beside them.
@@ -118,20 +194,78 @@ impl Shared {
             let message = format!("there is no topic {topic}");
             return Err(Refusal { field: Some("topic"), ..Refusal::new(Code::NotFound, message) });
         };
-        let mut events = Vec::new();
         let newest = From::Last(limit);
-        let from = from.unwrap_or(&newest);
-        let head = topic.look(|log| {
-            let start = log.start(from);
-            log.events_after(start.seq, limit, HISTORY_BYTES_MAX, &mut events);
-            HistoryHead {
-                epoch: log.epoch(),
-                first: log.first(),
-                tail: log.tail(),
-                recovery: start.recovery,
-            }
+        let start = self.locate(&topic, from.unwrap_or(&newest))?;
+        let mut events = Events::default();
+        let mut cursor = start.seq;
+        let upto = cursor.saturating_add(limit);
+        let (head, more) = topic.look(|log| {
+            let more = events.copy(log, &mut cursor, upto);
+            let recovery = start.recovery;
+            let (epoch, first, tail) = (log.epoch(), log.first(), log.tail());
+            (HistoryHead { epoch, first, tail, recovery }, more)
         });
-        Ok((head, events))
+        let mut more = more;
+        // What is on disk comes page by page; the head says what there was at the beginning.
+        let upto = upto.min(head.tail);
+        while more && cursor < upto && !events.is_full() {
+            match self.pager.read(&topic, cursor, upto)? {
+                Sheet::Events { upto, frames } => {
+                    cursor = upto;
+                    events.add(&frames);
+                }
+                Sheet::Gone { first } => cursor = first - 1,
+                Sheet::AskTheLog => more = topic.look(|log| events.copy(log, &mut cursor, upto)),
+            }
+        }
+        Ok((head, events.joined))
+    }
+}
+
+/// Event objects, joined by commas, up to a bound; the first is always whole.
+#[derive(Default)]
+struct Events {
+    joined: Vec<u8>,
+    is_full: bool,
+}
+
+impl Events {
+    /// Takes what `log` has in memory after `cursor` up to `upto`. Returns whether there may be
+    /// more on disk.
+    fn copy(&mut self, log: &Log, cursor: &mut u64, upto: u64) -> bool {
+        loop {
+            let mut frames = Vec::new();
+            match log.copy_after(*cursor, upto, TURN_BYTES, &mut frames) {
+                Copied::UpTo(at) if at == *cursor => return false,
+                Copied::UpTo(at) => {
+                    self.add(&frames);
+                    *cursor = at;
+                    if self.is_full {
+                        return false;
+                    }
+                }
+                Copied::Stored => return true,
+                Copied::Lost { first, .. } => *cursor = first - 1,
+            }
+        }
+    }
+
+    fn add(&mut self, frames: &[u8]) {
+        for event in frame::payloads(frames) {
+            let room = self.joined.len() + event.len() <= HISTORY_BYTES_MAX;
+            self.is_full |= !room && !self.joined.is_empty();
+            if self.is_full {
+                return;
+            }
+            if !self.joined.is_empty() {
+                self.joined.push(b',');
+            }
+            self.joined.extend_from_slice(event);
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.is_full
     }
 }
 

@@ -4,11 +4,13 @@
 //!
 //! The connection's reader.
 
-use std::sync::Arc;
-
-use serde::Serialize;
+use std::{sync::Arc, time::Duration};
 
 use crate::{
+    base::{
+        lane::{self, Inlet, Receiver},
+        lock,
+    },
     config::OriginSettings,
     http::{
         error::HttpError,
@@ -23,18 +25,15 @@ use crate::{
         Metrics,
         labels::{HttpOutcome, Transport},
     },
-    server::{line::Line, relay::Shared, requests::check_writable},
-    topic::{Draft, Topic},
+    server::{connection::Phase, line::Line, lists, relay::Shared, requests::check_writable},
+    topic::{Confirm, Draft, Unstored},
     wire::{
         codes::Code,
         json,
-        reply::{self, ReceiptBody},
+        reply::{self, Receipt, ReceiptBody},
         request::{Refusal, parse_topic},
     },
 };
-
-/// Topics in one answer of `/v1/topics`.
-const TOPICS_PER_PAGE: usize = 1_000;
 
 /// An answer and its status.
 pub(crate) struct Answer {
@@ -121,9 +120,10 @@ fn respond(
             let (found, events) = line.shared.history(&topic, from.as_ref(), query.limit()?)?;
             json(out, 200, &reply::history_body("{", &topic, &found, &events))
         }
-        Route::Topics => json(out, 200, &topics(&line.shared, head)?),
+        Route::Topics => json(out, 200, &lists::topics(&line.shared, head)?),
+        Route::Consumers => json(out, 200, &lists::consumers(&line.shared, head)?),
         Route::Healthz => json(out, 200, b"{\"status\":\"ok\"}"),
-        Route::Readyz => match line.shared.readiness() {
+        Route::Readyz => match line.shared.readiness().and_then(|()| line.shared.store_health()) {
             Ok(()) => json(out, 200, b"{\"status\":\"ready\"}"),
             Err(why) => Err(Refusal::new(Code::Unavailable, why).into()),
         },
@@ -172,12 +172,46 @@ fn publish(
     let draft = Draft { user: None, name: event_name.as_deref(), data, key };
     let shared = Arc::clone(&line.shared);
     let mut topic = shared.open_topic(&name)?;
-    let receipt = shared.publish(&mut topic, &draft, line.now_ms())?.receipt;
+    let (waiter, outcome) = Waiter::open();
+    let asked = topic.id().map(|_| (&waiter, None));
+    let done = shared.publish(&mut topic, &draft, line.now_ms(), asked)?;
+    let mut receipt = done.receipt;
     if !receipt.duplicate {
         line.has_news(&topic, Transport::Http, data.len());
     }
+    if done.is_pending {
+        // A disk may take longer than a client may for its request.
+        line.enter(Phase::Http, DISK_PATIENCE);
+        line.tell();
+        lock::assert_none_held();
+        receipt = outcome.recv().unwrap_or(Err(Unstored)).map_err(|_| shared.vault.unstored())?;
+    }
     let body = serde_json::to_vec(&ReceiptBody::from(receipt)).map_err(internal)?;
     Ok((if receipt.duplicate { 200 } else { 201 }, body))
+}
+
+/// How long the answer to a publish may take.
+const DISK_PATIENCE: Duration = Duration::from_secs(600);
+
+/// Who waits for one event to be stored.
+struct Waiter {
+    reply: Inlet<Result<Receipt, Unstored>>,
+}
+
+impl Waiter {
+    fn open() -> (Arc<dyn Confirm>, Receiver<Result<Receipt, Unstored>>) {
+        let (reply, outcome) = lane::open(lane::REPLIES);
+        (Arc::new(Waiter { reply }), outcome)
+    }
+}
+
+impl Confirm for Waiter {
+    fn confirm(&self, _request: Option<u64>, outcome: &Result<Receipt, Unstored>) {
+        // The reader waits until it hears this.
+        drop(self.reply.offer(*outcome));
+    }
+
+    fn confirmed(&self) {}
 }
 
 /// The event's data: the body, which must be JSON.
@@ -194,51 +228,7 @@ fn payload(body: &[u8]) -> Result<&str, Refusal> {
     parsed.map(serde_json::value::RawValue::get).map_err(|error| wrong(&error))
 }
 
-#[derive(Serialize)]
-struct TopicBody<'a> {
-    topic: &'a str,
-    epoch: String,
-    first: u64,
-    tail: u64,
-    events: u64,
-    bytes: u64,
-    subscribers: u64,
-    /// Events per second over the last seconds.
-    rate: f64,
-}
-
-#[derive(Serialize)]
-struct TopicsBody<'a> {
-    topics: Vec<TopicBody<'a>>,
-    /// The `after` of the next page, if there is one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next: Option<&'a str>,
-}
-
-fn topics(shared: &Shared, head: &Head) -> Result<Vec<u8>, HttpError> {
-    let query = Query::parse(head.query())?;
-    let after = query.value("after")?;
-    let mut found = shared.registry.list(after, TOPICS_PER_PAGE + 1);
-    let more = TOPICS_PER_PAGE < found.len();
-    found.truncate(TOPICS_PER_PAGE);
-    let now_ms = shared.clock.unix_ms();
-    let body = |topic: &'_ Arc<Topic>| {
-        let (epoch, first, tail, events, bytes, rate) = topic.look(|log| {
-            (log.epoch(), log.first(), log.tail(), log.len(), log.bytes(), log.rate(now_ms))
-        });
-        (epoch.to_string(), first, tail, events, bytes, (rate * 10.0).round() / 10.0)
-    };
-    let topics = found.iter().map(|topic| {
-        let (epoch, first, tail, events, bytes, rate) = body(topic);
-        let (topic, subscribers) = (topic.name().as_str(), topic.followers());
-        TopicBody { topic, epoch, first, tail, events, bytes, subscribers, rate }
-    });
-    let topics = topics.collect();
-    let next = found.last().filter(|_| more).map(|topic| topic.name().as_str());
-    serde_json::to_vec(&TopicsBody { topics, next }).map_err(internal)
-}
-
-fn internal(error: serde_json::Error) -> HttpError {
+pub(crate) fn internal(error: serde_json::Error) -> HttpError {
     log::error!("cannot write an answer error=\"{error}\"");
     Refusal::new(Code::Internal, "the answer could not be written").into()
 }

@@ -9,6 +9,8 @@
 //!
 //! What is sent (`writer`), when a silent client is given up (`keeper`).
 
+mod acks;
+
 use std::{collections::HashMap, sync::Arc};
 
 use tungstenite::{
@@ -17,23 +19,25 @@ use tungstenite::{
     protocol::{Role, WebSocketConfig, WebSocketContext},
 };
 
+use self::acks::Acking;
 use crate::{
+    base::limits::PUBLISHED_BYTES,
     metrics::labels::{Closed, Transport},
     name::{Filter, Name, Pattern, UserName},
     server::{
-        connection::{Bye, Phase, connection_name},
+        connection::{Bye, Phase, Publisher, connection_name},
         line::{Line, finally},
         relay::last_resort_ms,
         requests::check_writable,
         writer::{By, Command, Follow, OpenPattern, PatternOpened, Unfollow},
     },
-    topic::{Draft, Follower, Topic},
+    topic::{Confirm, Draft, Follower, Publication, Topic},
     wire::{
         codes::{CloseCode, Code},
         json,
         position::From,
         reply::{self, Welcome},
-        request::{self, Decoded, Publish, Refusal, Request, SlowPolicy},
+        request::{self, Acks, Decoded, Publish, Refusal, Request, SlowPolicy},
     },
 };
 
@@ -52,6 +56,15 @@ pub(crate) struct Session {
     next_subscription: u64,
     /// The topic last published to.
     topic: Option<Arc<Topic>>,
+    acking: Acking,
+    /// Who hears what became of events of durable topics.
+    publisher: Option<Arc<dyn Confirm>>,
+}
+
+/// How a subscription is to be served.
+struct Terms {
+    slow: SlowPolicy,
+    acks: Option<Acks>,
 }
 
 type Context = Box<WebSocketContext>;
@@ -76,6 +89,8 @@ fn open(line: Line, received: Vec<u8>) -> (Box<Session>, Context) {
         subscriptions: HashMap::new(),
         next_subscription: 0,
         topic: None,
+        acking: Acking::default(),
+        publisher: None,
     });
     let (shared, connection) = (&session.line.shared, &session.line.connection);
     connection.enter(Phase::WebSocket, 0);
@@ -123,8 +138,8 @@ impl Session {
         let outcome = match request {
             Ok(Request::Publish(publish)) => self.publish(id, &publish),
             Ok(Request::Ack { topic, seq }) => self.ack(&topic, seq),
-            Ok(Request::Subscribe { filter, from, slow, acks: _ }) => {
-                self.subscribe(id, filter, &from, slow)
+            Ok(Request::Subscribe { filter, from, slow, acks }) => {
+                self.subscribe(id, filter, &from, Terms { slow, acks })
             }
             Ok(Request::Unsubscribe { filter }) => self.unsubscribe(id, filter),
             Ok(Request::History { topic, from, limit }) => {
@@ -168,8 +183,13 @@ impl Session {
             data: publish.data,
             key: publish.key.as_deref(),
         };
+        if topic.id().is_some() {
+            let done = publish_durable(&mut self.line, &mut self.publisher, id, &mut topic, &draft);
+            self.topic = Some(topic);
+            return done;
+        }
         let now_ms = self.line.now_ms();
-        let done = self.line.shared.publish(&mut topic, &draft, now_ms);
+        let done = self.line.shared.publish(&mut topic, &draft, now_ms, None);
         if let Ok(done) = &done
             && !done.receipt.duplicate
         {
@@ -183,17 +203,13 @@ impl Session {
         Ok(())
     }
 
-    fn ack(&mut self, _topic: &str, _seq: u64) -> Result<(), Refusal> {
-        Ok(())
-    }
-
     #[inline(never)]
     fn subscribe(
         &mut self,
         id: Option<u64>,
         filter: Filter,
         from: &From,
-        slow: SlowPolicy,
+        terms: Terms,
     ) -> Result<(), Refusal> {
         let max = self.line.config().connections.max_subscriptions;
         let known = self.subscriptions.contains_key(&filter);
@@ -207,10 +223,10 @@ impl Session {
         // The reply comes from the writer, in order with the events that follow it.
         self.line.make_room();
         match &filter {
-            Filter::Topic(name) => self.subscribe_topic(id, name, from, slow)?,
+            Filter::Topic(name) => self.subscribe_topic(id, name, from, terms)?,
             Filter::Pattern(pattern) => {
                 let pattern = pattern.clone();
-                self.subscribe_pattern(id, &pattern, from, slow)?;
+                self.subscribe_pattern(id, &pattern, from, &terms)?;
             }
         }
         if !known {
@@ -226,13 +242,26 @@ impl Session {
         request: Option<u64>,
         name: &Name,
         from: &From,
-        slow: SlowPolicy,
+        terms: Terms,
     ) -> Result<(), Refusal> {
-        let connection = &self.line.connection;
-        let topic = self.line.shared.open_and_follow(name, connection.writer)?;
-        let start = self.line.shared.start(&topic, from);
-        let by = By::Name { request, slow };
-        let follow = Box::new(Follow { connection: connection.id, topic, start, by });
+        let (connection, writer) = (self.line.connection.id, self.line.connection.writer);
+        let topic = self.line.shared.open_and_follow(name, writer)?;
+        let begun = match &terms.acks {
+            Some(acks) => self.begin_acks(&topic, from, acks).map(|(start, it)| (start, Some(it))),
+            None => self.line.shared.start(&topic, from).map(|start| (start, None)),
+        };
+        let (start, acks) = match begun {
+            Ok(begun) => begun,
+            Err(refusal) => {
+                topic.unfollow(writer, self.line.now_ms());
+                return Err(refusal);
+            }
+        };
+        if acks.is_none() {
+            self.acking.remove(&self.line.shared, name);
+        }
+        let by = By::Name { request, slow: terms.slow };
+        let follow = Box::new(Follow { connection, topic, start, by, acks });
         self.line.command(Command::Follow(follow));
         Ok(())
     }
@@ -243,7 +272,7 @@ impl Session {
         request: Option<u64>,
         pattern: &Pattern,
         from: &From,
-        slow: SlowPolicy,
+        terms: &Terms,
     ) -> Result<(), Refusal> {
         let shared = Arc::clone(&self.line.shared);
         // Topics that the client has a position in must exist, so that it hears what became of
@@ -260,11 +289,16 @@ impl Session {
         }
         self.next_subscription += 1;
         let (connection, subscription) = (self.line.connection.id, self.next_subscription);
-        let open = OpenPattern { connection, subscription, pattern: pattern.clone(), slow };
+        let window = terms.acks.as_ref().map(|acks| acks.window);
+        if window.is_some() {
+            self.acking.add_pattern(subscription);
+        }
+        let (pattern, slow) = (pattern.clone(), terms.slow);
+        let open = OpenPattern { connection, subscription, pattern: pattern.clone(), slow, window };
         self.line.command(Command::OpenPattern(Box::new(open)));
         let writer = self.line.connection.writer;
         let follower = Follower { writer, connection, subscription };
-        let mut topics = shared.registry.follow_pattern(pattern, follower);
+        let mut topics = shared.registry.follow_pattern(&pattern, follower);
         // A topic that is forgotten just now comes back, if ever, through its creation.
         topics.retain(|topic| topic.follow(writer));
         self.line.command(Command::PatternOpened(Box::new(PatternOpened {
@@ -281,9 +315,14 @@ impl Session {
         for topic in topics {
             // Each of them is announced, to a client that may not be reading.
             self.line.make_room();
-            let start = shared.start(&topic, positions.get(topic.name()).unwrap_or(from));
+            let from = positions.get(topic.name()).unwrap_or(from);
+            let start = match shared.start(&topic, from) {
+                Ok(start) => start,
+                // What a time means cannot be looked up now: everything is better than a hole.
+                Err(_) => topic.look(|log| log.start(&From::Start)),
+            };
             let by = By::Pattern { subscription };
-            let follow = Box::new(Follow { connection, topic, start, by });
+            let follow = Box::new(Follow { connection, topic, start, by, acks: None });
             self.line.command(Command::Follow(follow));
         }
         Ok(())
@@ -313,6 +352,10 @@ impl Session {
             let writer = self.line.connection.writer;
             let follower = Follower { writer, connection, subscription };
             self.line.shared.registry.unfollow_pattern(pattern, follower);
+            self.acking.remove_pattern(subscription);
+        }
+        if let Filter::Topic(name) = filter {
+            self.acking.remove(&self.line.shared, name);
         }
         let topic = match filter {
             Filter::Topic(name) => self.line.shared.registry.find(name.as_str()),
@@ -423,6 +466,7 @@ impl Session {
     #[inline(never)]
     fn leave(&mut self) {
         self.line.tell();
+        self.acking.clear(&self.line.shared);
         let metrics = Arc::clone(&self.line.shared.metrics);
         metrics.subscriptions.sub(self.subscriptions.len() as u64);
         let (connection, writer) = (self.line.connection.id, self.line.connection.writer);
@@ -433,6 +477,41 @@ impl Session {
             }
         }
     }
+}
+
+/// Appends an event that nobody is to see, and whose publisher is not to be answered, before it is
+/// as safe as its topic asks for. The committer does both.
+#[inline(never)]
+fn publish_durable(
+    line: &mut Line,
+    publisher: &mut Option<Arc<dyn Confirm>>,
+    id: Option<u64>,
+    topic: &mut Arc<Topic>,
+    draft: &Draft<'_>,
+) -> Result<(), Refusal> {
+    let publisher = publisher.get_or_insert_with(|| {
+        let (connection, shared) = (Arc::clone(&line.connection), Arc::clone(&line.shared));
+        Arc::new(Publisher { connection, shared })
+    });
+    if !line.shared.vault.has_room() {
+        line.tell();
+    }
+    line.make_room();
+    let promised = if id.is_some() { PUBLISHED_BYTES } else { 0 };
+    line.connection.outbox.promise(promised);
+    let done = line.shared.publish(topic, draft, line.now_ms(), Some((&*publisher, id)));
+    let is_pending = done.as_ref().is_ok_and(|done| done.is_pending);
+    if !is_pending {
+        line.connection.outbox.keep_promise(promised, |_| {});
+    }
+    let Publication { receipt, .. } = done?;
+    if !receipt.duplicate {
+        line.has_news(topic, Transport::WebSocket, draft.data.len());
+    }
+    if !is_pending && let Some(id) = id {
+        line.reply(|out| reply::published(out, id, &receipt));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -14,7 +14,26 @@
 //! [`Rank::Store`](crate::base::lock::Rank::Store), to copy a reference or count a reader; never
 //! during I/O.
 
+mod backend;
+mod ballast;
+mod commit;
+mod database;
+pub mod disk;
+mod facts;
+pub mod inspect;
+mod journal;
+mod pages;
+mod record;
+mod retention;
+#[doc(hidden)]
+pub mod sim;
+mod tables;
+#[cfg(test)]
+mod tests;
+
 use std::{fmt::Debug, sync::Arc};
+
+pub use database::{Database, StoreSettings};
 
 use crate::{
     config::Policy,
@@ -42,13 +61,16 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// Whether there is nothing in it but what retention asks for.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        let Batch { topics, runs, positions, forgotten, .. } = self;
+        topics.is_empty() && runs.is_empty() && positions.is_empty() && forgotten.is_empty()
+    }
+
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.topics.is_empty()
-            && self.runs.is_empty()
-            && self.keeps.is_empty()
-            && self.positions.is_empty()
-            && self.forgotten.is_empty()
+        self.is_idle() && self.keeps.is_empty()
     }
 }
 
@@ -58,6 +80,8 @@ pub struct NewTopic {
     pub id: TopicId,
     pub name: Name,
     pub epoch: Epoch,
+    /// The event before its first one: 0, unless it is restored from a backup.
+    pub tail: u64,
 }
 
 /// Consecutive events of one topic, at most [`RUN_BYTES_MAX`] of them unless one is larger.
@@ -75,8 +99,9 @@ pub struct Run {
     pub keys: Vec<Key>,
 }
 
-/// Bytes of frames that one run should have at most.
-pub const RUN_BYTES_MAX: usize = 32 * 1024;
+/// Bytes of frames that one run should have at most. The database keeps values in pages whose sizes
+/// are powers of two: a run, with what is stored beside it, just fits into one of 32 KiB.
+pub const RUN_BYTES_MAX: usize = 32 * 1024 - 512;
 
 /// An idempotency key and the event that it stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -68,6 +68,15 @@ impl Dedupe {
         self.order.front().and_then(|(_, key)| self.seqs.get(key).copied())
     }
 
+    /// Forgets `key`, if it is among the newest.
+    pub fn forget(&mut self, key: &str) {
+        self.seqs.remove(key);
+        if let Some(index) = self.order.iter().rposition(|(_, known)| **known == *key) {
+            self.bytes -= cost(key);
+            self.order.remove(index);
+        }
+    }
+
     /// Forgets the oldest key.
     pub fn forget_oldest(&mut self) {
         if let Some((_, key)) = self.order.pop_front() {

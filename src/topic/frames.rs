@@ -109,6 +109,31 @@ impl Frames {
         Some(len)
     }
 
+    /// Removes the newest frames until `len` are left.
+    pub fn truncate(&mut self, len: usize) {
+        let Some(last) = len.checked_sub(1) else {
+            let segment_first = self.segment_first;
+            let count = u32::try_from(self.segments.len()).expect("a log has far fewer segments");
+            *self = Self { segment_first: segment_first.wrapping_add(count), ..Self::default() };
+            return;
+        };
+        if self.slots.len() <= len {
+            return;
+        }
+        let end = self.range(last).expect("the index is in range").end;
+        let gone: u64 = (len..self.slots.len())
+            .map(|index| self.range(index).expect("the index is in range").len() as u64)
+            .sum();
+        let segment = self.segment_index(self.slots[last]);
+        self.slots.truncate(len);
+        self.segments.truncate(segment + 1);
+        self.segments[segment].truncate(end);
+        self.bytes -= gone;
+        if self.bytes.max(WASTE_BYTES) < self.waste() {
+            self.compact();
+        }
+    }
+
     /// Gives back memory that is no longer of use, now that `oldest` is the first slot.
     fn tidy(&mut self, oldest: Slot) {
         while oldest.segment != self.segment_first {
@@ -265,6 +290,10 @@ mod tests {
                 frame::push_text(&mut bytes, &vec![(step % 251) as u8; payload]);
                 frames.push(step, bytes.len(), |out| out.extend_from_slice(&bytes));
                 model.push_back(bytes);
+            } else if random::below(10) == 0 {
+                let len = usize::try_from(random::below(model.len() as u64 + 1)).unwrap();
+                frames.truncate(len);
+                model.truncate(len);
             } else {
                 assert_eq!(frames.pop(), model.pop_front().map(|bytes| bytes.len() as u64));
             }

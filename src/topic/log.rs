@@ -3,10 +3,15 @@
 //! Pure data: no clock, no lock, no thread. Callers pass the time in and hold whatever lock guards
 //! the value. `topic::topic` keeps one behind its lock.
 
+mod marks;
+
+use self::marks::Marks;
+pub use self::marks::Pending;
 use crate::{
     config::Policy,
     metrics::labels::Evicted,
     name::Name,
+    store::Key,
     topic::{
         dedupe::{Dedupe, Window},
         frames::{Frames, SLOT_BYTES},
@@ -35,6 +40,8 @@ pub struct Draft<'a> {
 pub struct Appended {
     pub seq: u64,
     pub duplicate: bool,
+    /// Bytes of its frame; 0 for a duplicate.
+    pub bytes: u64,
 }
 
 /// How many events went, by the bound that removed them, and how many keys.
@@ -46,6 +53,8 @@ pub struct Evictions {
     pub memory: u64,
     /// Idempotency keys that had to go before their window ended.
     pub keys: u64,
+    /// Events that went from memory alone: they are on disk.
+    pub cached: u64,
 }
 
 /// Where a reader starts, and whether that is what it asked for.
@@ -61,6 +70,8 @@ pub struct Start {
 pub enum Copied {
     /// Events up to this one; the reader's own cursor if there were none.
     UpTo(u64),
+    /// The next events are on disk alone.
+    Stored,
     /// The events from the cursor to before `first` are gone, for this reason.
     Lost { first: u64, reason: GapReason },
 }
@@ -72,14 +83,19 @@ pub enum Copied {
 /// 1. Contiguous: the frame at index `i` is the event with sequence `first + i`.
 /// 2. `first` never decreases, so no sequence is ever given out twice.
 /// 3. At most the policy's events and bytes are retained, except that the newest event stays.
+///
+/// Of a durable topic's events only the newest are here; `marks` has its invariants.
 #[derive(Debug)]
 pub struct Log {
     epoch: Epoch,
     /// What every event of the topic begins with, up to the sequence.
     prefix: Box<[u8]>,
     policy: Policy,
-    first: u64,
+    /// Sequence of the oldest event in memory; one after the newest if there is none.
+    kept: u64,
     frames: Frames,
+    /// Set for a durable topic.
+    marks: Option<Marks>,
     newest_ms: u64,
     /// The bound that removed the last event that went.
     last_evicted: Option<Evicted>,
@@ -97,8 +113,9 @@ impl Log {
             epoch,
             prefix: prefix.into(),
             policy,
-            first: 1,
+            kept: 1,
             frames: Frames::default(),
+            marks: None,
             newest_ms: 0,
             last_evicted: None,
             dedupe: Dedupe::default(),
@@ -114,30 +131,36 @@ impl Log {
     /// Sequence of the oldest retained event; one after the tail if none is.
     #[must_use]
     pub fn first(&self) -> u64 {
-        self.first
+        self.marks.as_ref().map_or(self.kept, |marks| marks.first)
     }
 
-    /// Sequence of the newest event ever appended; 0 before the first.
+    /// Sequence of the newest event that may be seen; 0 before the first.
     #[must_use]
     pub fn tail(&self) -> u64 {
-        self.first + self.frames.len() as u64 - 1
+        self.marks.as_ref().map_or(self.appended(), |marks| marks.visible)
     }
 
-    /// Events retained.
+    /// Sequence of the newest event ever appended; on a durable topic it may not be seen yet.
+    #[must_use]
+    pub fn appended(&self) -> u64 {
+        self.kept + self.frames.len() as u64 - 1
+    }
+
+    /// Events that are retained and may be seen.
     #[must_use]
     pub fn len(&self) -> u64 {
-        self.frames.len() as u64
+        self.tail() + 1 - self.first()
     }
 
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.frames.is_empty()
+        self.len() == 0
     }
 
-    /// Memory that the retained events take.
+    /// Memory that events take.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.frames.bytes() + self.len() * SLOT_BYTES
+        self.frames.bytes() + self.frames.len() as u64 * SLOT_BYTES
     }
 
     /// Memory that events and idempotency keys take.
@@ -155,7 +178,7 @@ impl Log {
     /// Whether anything here would be missed: events, or keys that still stand for one.
     #[must_use]
     pub fn is_forgettable(&self) -> bool {
-        self.frames.is_empty() && self.dedupe.is_empty()
+        self.is_empty() && self.frames.is_empty() && self.dedupe.is_empty()
     }
 
     /// Appends `draft`, unless its key is remembered, and evicts what no longer fits. Without a key
@@ -169,20 +192,23 @@ impl Log {
         if let Some(key) = draft.key
             && let Some(seq) = self.dedupe.find(key, window)
         {
-            let appended = Appended { seq, duplicate: true };
+            let appended = Appended { seq, duplicate: true, bytes: 0 };
             return (appended, Evictions::default());
         }
         // The wall clock may be set back; the times of a log never go back with it.
         let now_ms = now_ms.max(self.newest_ms);
         self.newest_ms = now_ms;
-        let seq = self.tail() + 1;
-        self.write(draft, seq, now_ms);
+        let seq = self.appended() + 1;
+        let bytes = self.write(draft, seq, now_ms);
         self.rate.count(now_ms);
         let keys = draft.key.map_or(0, |key| self.dedupe.remember(key, seq, window.uptime_ms));
-        (Appended { seq, duplicate: false }, Evictions { keys, ..self.evict(now_ms) })
+        if let (Some(marks), Some(key)) = (&mut self.marks, draft.key) {
+            marks.keys.push_back(Key { seq, time_ms: now_ms, text: key.into() });
+        }
+        (Appended { seq, duplicate: false, bytes }, Evictions { keys, ..self.evict(now_ms) })
     }
 
-    fn write(&mut self, draft: &Draft<'_>, seq: u64, now_ms: u64) {
+    fn write(&mut self, draft: &Draft<'_>, seq: u64, now_ms: u64) -> u64 {
         const TIME: &[u8] = b",\"time\":";
         const USER: &[u8] = b",\"user\":";
         const NAME: &[u8] = b",\"name\":";
@@ -219,12 +245,18 @@ impl Log {
             out.extend_from_slice(draft.data.as_bytes());
             out.push(b'}');
         });
+        (header + payload) as u64
     }
 
     /// Removes what the policy no longer keeps at `now_ms`.
     pub fn evict(&mut self, now_ms: u64) -> Evictions {
         let mut gone = Evictions::default();
         let Policy { max_events, max_bytes, max_age, .. } = self.policy;
+        if self.marks.is_some() {
+            // What is on disk is kept there as the policy says; memory keeps the newest of it.
+            self.trim_tail(self.policy.max_tail, u64::MAX);
+            return gone;
+        }
         while max_events < self.len() && 1 < self.len() {
             gone.count += self.pop(Evicted::Count);
         }
@@ -251,10 +283,14 @@ impl Log {
     pub fn shrink(&mut self, bytes: u64, steps: u64) -> Evictions {
         let mut gone = Evictions::default();
         while bytes < self.memory() && gone.memory + gone.keys < steps {
-            let event_is_gone = self.dedupe.oldest().is_some_and(|seq| seq < self.first);
+            let event_is_gone = self.dedupe.oldest().is_some_and(|seq| seq < self.kept);
             if event_is_gone {
                 self.dedupe.forget_oldest();
                 gone.keys += 1;
+            } else if self.marks.is_some() {
+                // Nothing is lost: it is on disk as well.
+                gone.cached = self.trim_tail(bytes.saturating_sub(self.dedupe.bytes()), steps);
+                break;
             } else if self.is_empty() {
                 break;
             } else {
@@ -268,7 +304,7 @@ impl Log {
         if self.frames.pop().is_none() {
             return 0;
         }
-        self.first += 1;
+        self.kept += 1;
         self.last_evicted = Some(reason);
         1
     }
@@ -282,13 +318,15 @@ impl Log {
     /// Where a reader that asks for `from` starts.
     #[must_use]
     pub fn start(&self, from: &From) -> Start {
-        let oldest = self.first - 1;
+        let oldest = self.first() - 1;
         let at = |seq| Start { seq, recovery: None };
         match from {
             From::Live => at(self.tail()),
             From::Start => at(oldest),
             From::Last(count) => at(self.tail().saturating_sub(*count).max(oldest)),
-            From::Since(time_ms) => at(oldest + self.frames.since(*time_ms) as u64),
+            From::Since(time_ms) => {
+                at((self.kept - 1 + self.frames.since(*time_ms) as u64).min(self.tail()))
+            }
             From::After(position) => self.resume(*position),
             // A topic that the list does not name: everything since its beginning.
             From::Positions(_) => self.resume(Position { epoch: self.epoch, seq: 0 }),
@@ -296,7 +334,7 @@ impl Log {
     }
 
     fn resume(&self, Position { epoch, seq }: Position) -> Start {
-        let oldest = self.first - 1;
+        let oldest = self.first() - 1;
         let reset = |reason| {
             let missing = (1 <= oldest).then_some((1, oldest));
             let recovery = Recovery { mode: Mode::Reset, missing, reason: Some(reason) };
@@ -325,38 +363,29 @@ impl Log {
         bytes_max: usize,
         out: &mut Vec<u8>,
     ) -> Copied {
-        let Some(from) = (cursor + 1).checked_sub(self.first) else {
+        let first = self.first();
+        if cursor + 1 < first {
             let reason = match self.last_evicted {
                 Some(Evicted::Age | Evicted::Memory) => GapReason::Retention,
                 Some(Evicted::Count | Evicted::Bytes) | None => GapReason::Slow,
             };
-            return Copied::Lost { first: self.first, reason };
+            return Copied::Lost { first, reason };
+        }
+        let upto = upto.min(self.tail());
+        let Some(from) = (cursor + 1).checked_sub(self.kept) else {
+            return if cursor < upto { Copied::Stored } else { Copied::UpTo(cursor) };
         };
         let index = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX);
-        let to = index(upto.saturating_add(1).saturating_sub(self.first));
+        let to = index(upto.saturating_add(1).saturating_sub(self.kept));
         let from = index(from);
         let end = if from < to { self.frames.copy(from, to, bytes_max, out) } else { from };
         Copied::UpTo(cursor + (end - from) as u64)
     }
 
-    /// Appends up to `limit` event objects after `cursor` to `out`, joined by commas, until
-    /// `bytes_max` is reached; the first is always whole.
-    pub fn events_after(&self, cursor: u64, limit: u64, bytes_max: usize, out: &mut Vec<u8>) {
-        let from = usize::try_from((cursor + 1).saturating_sub(self.first)).unwrap_or(usize::MAX);
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        let before = out.len();
-        for index in from..from.saturating_add(limit) {
-            let Some(bytes) = self.frames.get(index) else { break };
-            let event = frame::payload(bytes);
-            let room = (out.len() - before) + event.len() <= bytes_max;
-            if index != from {
-                if !room {
-                    break;
-                }
-                out.push(b',');
-            }
-            out.extend_from_slice(event);
-        }
+    /// When the event `seq` was appended, if it is in memory.
+    #[must_use]
+    pub fn time_of(&self, seq: u64) -> Option<u64> {
+        self.frames.time_ms(usize::try_from(seq.checked_sub(self.kept)?).ok()?)
     }
 }
 

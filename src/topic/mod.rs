@@ -8,6 +8,7 @@
 //!
 //! Cursors that move (`server::writer`); sockets of any kind.
 
+pub mod consumers;
 pub mod dedupe;
 pub mod frames;
 mod largest;
@@ -17,6 +18,6 @@ pub mod registry;
 pub mod topic;
 pub mod trie;
 
-pub use log::{Appended, Copied, Draft, Log, Start};
-pub use registry::{Follower, Registry, RegistryError};
-pub use topic::{Publication, Topic};
+pub use log::{Appended, Copied, Draft, Evictions, Log, Start};
+pub use registry::{Follower, Registry, RegistryError, Swept};
+pub use topic::{Asked, Confirm, Publication, Saver, Taken, Told, Topic, Unstored};

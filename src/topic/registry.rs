@@ -15,16 +15,18 @@ use crate::{
     base::{
         clock::Clock,
         lock::{Rank, Ranked},
+        random,
         sync::atomic::{AtomicBool, AtomicU64, Ordering},
     },
     config::{Policy, TopicSettings},
     metrics::{Metrics, labels::Evicted},
     name::{Name, Pattern},
+    store::{Loaded, StoredTopic, TopicId},
     topic::{
         dedupe::Window,
         largest::{Largest, Top},
-        log::{Draft, Evictions},
-        topic::{Publication, Topic},
+        log::{Draft, Evictions, Log},
+        topic::{Asked, Publication, Topic},
         trie::Trie,
     },
     wire::position::Epoch,
@@ -39,9 +41,30 @@ pub struct Registry {
     dedupe_window_ms: AtomicU64,
     /// Somebody is making room.
     reclaiming: AtomicBool,
+    /// What durable topics are made with; `None` without a store.
+    origin: Option<Origin>,
+    /// Consumers of all topics.
+    consumers: AtomicU64,
     writers: usize,
     clock: Clock,
     metrics: Arc<Metrics>,
+}
+
+/// What identities of durable topics come from.
+struct Origin {
+    seed: u64,
+    incarnation: AtomicU64,
+    next_id: AtomicU64,
+}
+
+impl Origin {
+    /// The epoch of a topic that is made now. Derived rather than drawn, so that a topic that
+    /// somebody has subscribed to and that was not stored before a crash comes back as the same;
+    /// and since the store counts whenever it forgets topics, none comes back that was forgotten.
+    fn epoch(&self, name: &Name) -> Epoch {
+        let incarnation = self.incarnation.load(Ordering::Relaxed);
+        Epoch::from_number(random::derive(self.seed, incarnation, name.as_str().as_bytes()))
+    }
 }
 
 struct Inner {
@@ -50,6 +73,8 @@ struct Inner {
     settings: TopicSettings,
     /// When topics that nobody ever published to were last forgotten to make room.
     made_room_ms: u64,
+    /// Durable ones among them, which the store does not know to be gone.
+    forgotten: Vec<TopicId>,
 }
 
 impl Inner {
@@ -60,16 +85,14 @@ impl Inner {
 
     /// Forgets the topics that have no follower and never had an event: nobody loses anything, and
     /// who only asks for names cannot use them up. At most once a second, since it looks at all.
-    fn forget_unused(&mut self, now_ms: u64) -> u64 {
+    fn forget_unused(&mut self, now_ms: u64) -> Vec<Arc<Topic>> {
         if now_ms < self.made_room_ms.saturating_add(MAKE_ROOM_EVERY_MS) {
-            return 0;
+            return Vec::new();
         }
         self.made_room_ms = now_ms;
-        let before = self.topics.len();
         let is_used =
             |topic: &Arc<Topic>| 0 < topic.look(|log| log.tail()) || !topic.retire(now_ms);
-        self.topics.retain(|_, topic| is_used(topic));
-        (before - self.topics.len()) as u64
+        self.topics.extract_if(|_, topic| !is_used(topic)).map(|(_, topic)| topic).collect()
     }
 }
 
@@ -83,6 +106,15 @@ pub struct Follower {
     pub connection: u64,
     /// The pattern's subscription on that connection.
     pub subscription: u64,
+}
+
+/// What a sweep found for the store to do.
+#[derive(Default)]
+pub struct Swept {
+    /// Topics whose consumers changed.
+    pub changed: Vec<Arc<Topic>>,
+    /// Topics that are no more.
+    pub forgotten: Vec<TopicId>,
 }
 
 /// Why a topic cannot be had.
@@ -99,8 +131,18 @@ impl Registry {
         writers: usize,
         clock: Clock,
         metrics: Arc<Metrics>,
+        loaded: Option<&Loaded>,
     ) -> Self {
+        let origin = loaded.map(|loaded| Origin {
+            seed: loaded.seed,
+            incarnation: AtomicU64::new(loaded.incarnation),
+            next_id: AtomicU64::new(
+                loaded.topics.iter().map(|topic| topic.id + 1).max().unwrap_or(1),
+            ),
+        });
         let registry = Self {
+            origin,
+            consumers: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             bytes_max: AtomicU64::new(0),
             dedupe_window_ms: AtomicU64::new(0),
@@ -112,6 +154,7 @@ impl Registry {
                     patterns: Trie::default(),
                     settings: TopicSettings::default(),
                     made_room_ms: 0,
+                    forgotten: Vec::new(),
                 },
             ),
             writers,
@@ -119,7 +162,69 @@ impl Registry {
             metrics,
         };
         registry.apply(settings);
+        if let Some(loaded) = loaded {
+            registry.restore(loaded);
+        }
         registry
+    }
+
+    /// Takes over what the store has. Topics that are not durable any more stay there, untouched.
+    fn restore(&self, loaded: &Loaded) {
+        let now_ms = self.clock.unix_ms();
+        let by_id: HashMap<TopicId, Arc<Topic>> = self.inner.with(|inner| {
+            let mut by_id = HashMap::new();
+            let mut stored: Vec<&StoredTopic> = loaded.topics.iter().collect();
+            // Of two with one name the older was about to be forgotten.
+            stored.sort_unstable_by_key(|stored| stored.id);
+            for stored in stored {
+                let policy = inner.settings.policy(&stored.name);
+                if policy.durable {
+                    let topic = Topic::restored(stored, policy, self.writers, now_ms);
+                    let topic = Arc::new(topic);
+                    by_id.insert(stored.id, Arc::clone(&topic));
+                    inner.topics.insert(stored.name.clone(), topic);
+                }
+            }
+            by_id
+        });
+        if by_id.len() < loaded.topics.len() {
+            let count = loaded.topics.len() - by_id.len();
+            log::warn!("stored topics are not durable any more and stay as they are count={count}");
+        }
+        for change in &loaded.consumers {
+            if let Some(topic) = by_id.get(&change.topic) {
+                topic.restore_consumer(change);
+                self.consumers.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let window = Duration::from_millis(self.dedupe_window_ms.load(Ordering::Relaxed));
+        for (id, key) in &loaded.keys {
+            if let Some(topic) = by_id.get(id) {
+                topic.restore_key(key, &self.clock, window);
+            }
+        }
+        let bytes = by_id.values().map(|topic| topic.look(Log::memory)).sum();
+        self.bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// All durable topics.
+    #[must_use]
+    pub fn durable(&self) -> Vec<Arc<Topic>> {
+        let mut topics = self.inner.with(|inner| inner.all());
+        topics.retain(|topic| topic.id().is_some());
+        topics
+    }
+
+    /// How long an idempotency key is remembered.
+    #[must_use]
+    pub fn dedupe_window_ms(&self) -> u64 {
+        self.dedupe_window_ms.load(Ordering::Relaxed)
+    }
+
+    /// Consumers of all topics, for whoever makes and removes them to count.
+    #[must_use]
+    pub fn consumer_count(&self) -> &AtomicU64 {
+        &self.consumers
     }
 
     /// Puts `settings` into force, also for the topics that exist.
@@ -149,8 +254,8 @@ impl Registry {
         self.inner.with(|inner| inner.topics.get(name).cloned())
     }
 
-    /// The topic `name`, created if need be. `created` is then called, after the lock, for each
-    /// pattern subscription that is to follow it from its beginning.
+    /// The topic `name`, and whether it was created just now. `created` is then called, after the
+    /// lock, for each pattern subscription that is to follow it from its beginning.
     ///
     /// # Errors
     ///
@@ -159,9 +264,9 @@ impl Registry {
         &self,
         name: &Name,
         created: impl FnMut(Follower, &Arc<Topic>),
-    ) -> Result<Arc<Topic>, RegistryError> {
+    ) -> Result<(Arc<Topic>, bool), RegistryError> {
         match self.find(name.as_str()) {
-            Some(topic) => Ok(topic),
+            Some(topic) => Ok((topic, false)),
             None => self.create(name, created),
         }
     }
@@ -171,37 +276,62 @@ impl Registry {
         &self,
         name: &Name,
         mut created: impl FnMut(Follower, &Arc<Topic>),
-    ) -> Result<Arc<Topic>, RegistryError> {
-        let (topic, followers) = self.inner.with(|inner| {
+    ) -> Result<(Arc<Topic>, bool), RegistryError> {
+        let (topic, followers, is_new) = self.inner.with(|inner| {
             // Somebody else may have been quicker.
             if let Some(topic) = inner.topics.get(name) {
-                return Ok((Arc::clone(topic), Vec::new()));
+                return Ok((Arc::clone(topic), Vec::new(), false));
             }
             let max = inner.settings.max_topics;
             let now_ms = self.clock.unix_ms();
             if max <= inner.topics.len() {
                 let forgotten = inner.forget_unused(now_ms);
-                self.metrics.topics_forgotten.add(forgotten);
+                self.metrics.topics_forgotten.add(forgotten.len() as u64);
+                let ids = forgotten.iter().filter_map(|topic| self.forget(topic));
+                inner.forgotten.extend(ids);
             }
             if max <= inner.topics.len() {
                 return Err(RegistryError::Full { max });
             }
             let policy = inner.settings.policy(name);
-            let topic = Topic::new(name.clone(), Epoch::random(), policy, self.writers, now_ms);
-            let topic = Arc::new(topic);
+            let topic = Arc::new(self.make(name, policy, now_ms));
             inner.topics.insert(name.clone(), Arc::clone(&topic));
-            Ok((topic, inner.patterns.matching(name)))
+            Ok((topic, inner.patterns.matching(name), true))
         })?;
         followers.into_iter().for_each(|follower| created(follower, &topic));
-        Ok(topic)
+        Ok((topic, is_new))
+    }
+
+    /// Notes that `topic` is no more. Returns its number in the store, which is to be told.
+    fn forget(&self, topic: &Topic) -> Option<TopicId> {
+        let (id, origin) = (topic.id()?, self.origin.as_ref()?);
+        origin.incarnation.fetch_add(1, Ordering::Relaxed);
+        Some(id)
+    }
+
+    fn make(&self, name: &Name, policy: Policy, now_ms: u64) -> Topic {
+        match &self.origin {
+            Some(origin) if policy.durable => {
+                let id = origin.next_id.fetch_add(1, Ordering::Relaxed);
+                let identity = (id, origin.epoch(name));
+                Topic::new_durable(name.clone(), identity, policy, self.writers, now_ms)
+            }
+            _ => Topic::new(name.clone(), Epoch::random(), policy, self.writers, now_ms),
+        }
     }
 
     /// Appends `draft` to `topic`; counting it is up to the caller. `None` if the topic was
     /// forgotten in the meantime: look it up again.
-    pub fn publish(&self, topic: &Topic, draft: &Draft<'_>, now_ms: u64) -> Option<Publication> {
+    pub fn publish(
+        &self,
+        topic: &Topic,
+        draft: &Draft<'_>,
+        now_ms: u64,
+        waiter: Option<Asked<'_>>,
+    ) -> Option<Publication> {
         // Without a key nobody asks when the window ends, nor what time it is.
         let uptime_ms = draft.key.map_or(0, |_| self.clock.uptime_ms());
-        let publication = topic.publish(draft, now_ms, self.window(uptime_ms))?;
+        let publication = topic.publish(draft, now_ms, self.window(uptime_ms), waiter)?;
         // A duplicate too may have found keys of others to forget.
         self.account(publication.evictions, publication.grown);
         if publication.receipt.duplicate {
@@ -258,8 +388,11 @@ impl Registry {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Removes events beyond their age and forgets topics that nobody would miss.
-    pub fn sweep(&self) {
+    /// Removes events beyond their age, consumers that nobody has used for `consumer_idle`, and
+    /// topics that nobody would miss.
+    pub fn sweep(&self, consumer_idle: Duration) -> Swept {
+        let forgotten = self.inner.with(|inner| std::mem::take(&mut inner.forgotten));
+        let mut swept = Swept { forgotten, ..Swept::default() };
         let (topics, forget_after) =
             self.inner.with(|inner| (inner.all(), inner.settings.forget_after));
         let now_ms = self.clock.unix_ms();
@@ -271,27 +404,39 @@ impl Registry {
                 log.evict(now_ms)
             });
             self.account(gone, grown);
+            let idle_ms = now_ms.saturating_sub(millis(consumer_idle));
+            let expired = topic.consumers(|consumers, _| consumers.expire(idle_ms));
+            if 0 < expired {
+                self.consumers.fetch_sub(expired, Ordering::Relaxed);
+                self.metrics.consumers_expired.add(expired);
+                swept.changed.push(Arc::clone(&topic));
+            }
             // With the registry's lock held, so that nobody finds a topic that is forgotten.
             let forgotten = topic.is_unused(unused_since_ms)
                 && self.inner.with(|inner| {
                     topic.retire(unused_since_ms) && inner.topics.remove(topic.name()).is_some()
                 });
             self.metrics.topics_forgotten.add(u64::from(forgotten));
+            if forgotten {
+                swept.forgotten.extend(self.forget(&topic));
+            }
         }
         self.reclaim();
+        swept
     }
 
     fn window(&self, uptime_ms: u64) -> Window {
         Window { uptime_ms, length_ms: self.dedupe_window_ms.load(Ordering::Relaxed) }
     }
 
-    fn account(&self, gone: Evictions, grown: i64) {
+    /// Notes what went from a log, and how its memory changed.
+    pub fn account(&self, gone: Evictions, grown: i64) {
         // Relaxed: a sum; each change is applied exactly once.
         self.bytes.fetch_add(grown.cast_unsigned(), Ordering::Relaxed);
         if gone == Evictions::default() {
             return;
         }
-        let Evictions { count, bytes, age, memory, keys } = gone;
+        let Evictions { count, bytes, age, memory, keys, cached: _ } = gone;
         self.metrics.dedupe_evicted.add(keys);
         for (reason, events) in [
             (Evicted::Count, count),
@@ -334,7 +479,7 @@ impl Registry {
             let (gone, grown) = topic.change(|log| log.shrink(keep, RECLAIM_STEPS));
             self.account(gone, grown);
             // Nothing went if others were quicker; once is enough to look at such a topic.
-            if 0 < gone.memory + gone.keys {
+            if 0 < gone.memory + gone.keys + gone.cached {
                 largest.put(index, topic.bytes());
             }
         }
@@ -345,7 +490,7 @@ impl Registry {
 /// Events and keys that one hold of a log's lock removes.
 const RECLAIM_STEPS: u64 = 1_000;
 
-fn millis(duration: Duration) -> u64 {
+pub(in crate::topic) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

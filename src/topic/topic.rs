@@ -2,15 +2,19 @@
 //!
 //! # Threads
 //!
-//! Readers append; writers and readers copy out. A publisher wakes the writers that have followers
-//! here, each at most once until it has looked.
+//! Readers append; the committer stores; writers and readers copy out. A publisher wakes the
+//! writers that have followers here, each at most once until it has looked.
 //!
 //! # Locks
 //!
 //! [`Rank::Log`], for one append or one copy of at most a turn's bytes.
 
+mod durable;
+
 use std::sync::Arc;
 
+use self::durable::Durable;
+pub use self::durable::{Saver, Taken, Told};
 use crate::{
     base::{
         lock::{Rank, Ranked},
@@ -18,12 +22,17 @@ use crate::{
     },
     config::Policy,
     name::Name,
+    store::TopicId,
     topic::{
+        consumers::Consumers,
         dedupe::Window,
         log::{Appended, Draft, Evictions, Log},
     },
-    wire::{codes::Durability, position::Epoch, reply::Receipt},
+    wire::{position::Epoch, reply::Receipt},
 };
+
+/// Who waits for a publish, and the request that it answers.
+pub type Asked<'a> = (&'a Arc<dyn Confirm>, Option<u64>);
 
 /// A topic that exists. Shared by everybody who publishes to it or follows it.
 pub struct Topic {
@@ -32,12 +41,20 @@ pub struct Topic {
     writers: Box<[Wake]>,
     /// The log's memory, readable without its lock by whoever looks for the largest.
     bytes: AtomicU64,
+    /// Its number in the store, if it is durable.
+    id: Option<TopicId>,
+    /// The committer has been told that something waits for it here.
+    told: AtomicBool,
+    /// The committer has been told that something may be stored some time soon.
+    told_lazily: AtomicBool,
     /// When it was last of use to anybody, Unix milliseconds.
     used_ms: AtomicU64,
 }
 
 struct Body {
     log: Log,
+    consumers: Consumers,
+    durable: Durable,
     /// The registry has forgotten this topic; whoever still holds it must look it up again.
     retired: bool,
 }
@@ -58,14 +75,44 @@ pub struct Publication {
     pub evictions: Evictions,
     /// Change of the log's memory.
     pub grown: i64,
+    /// Bytes of the frame that is to be stored; 0 for a duplicate, and on a memory topic.
+    pub unstored: u64,
+    /// The answer comes through the waiter, when the event is as safe as it is to be.
+    pub is_pending: bool,
 }
+
+/// Who waits until an event is as safe as it is to be.
+pub trait Confirm: Send + Sync {
+    /// Takes the answer. Must not wait for anything; called with no lock held.
+    fn confirm(&self, request: Option<u64>, outcome: &Result<Receipt, Unstored>);
+
+    /// Called after a number of answers, once for each of them: time to pass them on.
+    ///
+    /// # Blocking
+    ///
+    /// While a writer's lane is full.
+    fn confirmed(&self);
+}
+
+/// An event could not be stored, and is not there, as far as anybody can know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the event could not be stored")]
+pub struct Unstored;
 
 impl Topic {
     #[must_use]
     pub fn new(name: Name, epoch: Epoch, policy: Policy, writers: usize, now_ms: u64) -> Self {
-        let body = Body { log: Log::new(&name, epoch, policy), retired: false };
+        Self::with_log(name.clone(), Log::new(&name, epoch, policy), None, writers, now_ms)
+    }
+
+    fn with_log(name: Name, log: Log, id: Option<TopicId>, writers: usize, now_ms: u64) -> Self {
+        let consumers = Consumers::default();
+        let body = Body { log, consumers, durable: Durable::default(), retired: false };
         Self {
             name,
+            id,
+            told: AtomicBool::new(false),
+            told_lazily: AtomicBool::new(false),
             log: Ranked::new(Rank::Log, body),
             writers: (0..writers).map(|_| Wake::default()).collect(),
             bytes: AtomicU64::new(0),
@@ -79,16 +126,46 @@ impl Topic {
     }
 
     /// Appends `draft`. `None` if the registry has forgotten this topic.
-    pub fn publish(&self, draft: &Draft<'_>, now_ms: u64, window: Window) -> Option<Publication> {
-        let (epoch, (appended, evictions), grown) = self.log.with(|body| {
+    ///
+    /// On a durable topic the event is not to be seen yet, and `waiter` is told when it is: with
+    /// the request that it gave, or that it could not be stored.
+    pub fn publish(
+        &self,
+        draft: &Draft<'_>,
+        now_ms: u64,
+        window: Window,
+        waiter: Option<Asked<'_>>,
+    ) -> Option<Publication> {
+        let publication = self.log.with(|body| {
             let before = body.log.memory();
-            let outcome = (!body.retired).then(|| body.log.append(draft, now_ms, window))?;
-            Some((body.log.epoch(), outcome, self.note_size(before, &body.log)))
+            let (appended, evictions) =
+                (!body.retired).then(|| body.log.append(draft, now_ms, window))?;
+            let Appended { seq, duplicate, bytes } = appended;
+            let durability = body.log.durability();
+            let receipt = Receipt { epoch: body.log.epoch(), seq, durability, duplicate };
+            let is_pending = body.log.tail() < seq;
+            if let Some((waiter, request)) = waiter
+                && is_pending
+            {
+                body.durable.wait(Arc::clone(waiter), request, receipt);
+            }
+            let grown = self.note_size(before, &body.log);
+            let unstored = if self.id.is_some() { bytes } else { 0 };
+            Some(Publication { receipt, evictions, grown, unstored, is_pending })
         })?;
         self.touch(now_ms);
-        let Appended { seq, duplicate } = appended;
-        let receipt = Receipt { epoch, seq, durability: Durability::Memory, duplicate };
-        Some(Publication { receipt, evictions, grown })
+        Some(publication)
+    }
+
+    /// Its number in the store, if it is durable.
+    #[must_use]
+    pub fn id(&self) -> Option<TopicId> {
+        self.id
+    }
+
+    /// Runs `use_them` on the consumers, with the log for looking things up.
+    pub fn consumers<R>(&self, use_them: impl FnOnce(&mut Consumers, &Log) -> R) -> R {
+        self.log.with(|body| use_them(&mut body.consumers, &body.log))
     }
 
     /// Runs `look` on the log. For copying and asking; changes go through the other functions.
@@ -135,7 +212,8 @@ impl Topic {
     pub fn retire(&self, unused_since_ms: u64) -> bool {
         self.log.with(|body| {
             let idle = self.is_unused(unused_since_ms);
-            body.retired = body.retired || (idle && body.log.is_forgettable());
+            let missed = !body.log.is_forgettable() || !body.consumers.is_empty();
+            body.retired = body.retired || (idle && !missed && body.durable.is_idle());
             body.retired
         })
     }
@@ -200,7 +278,7 @@ mod tests {
 
     fn publish(topic: &Topic, now_ms: u64) -> Option<Publication> {
         let draft = Draft { user: None, name: None, data: "1", key: None };
-        topic.publish(&draft, now_ms, Window { uptime_ms: now_ms, length_ms: 1_000 })
+        topic.publish(&draft, now_ms, Window { uptime_ms: now_ms, length_ms: 1_000 }, None)
     }
 
     #[test]

@@ -162,11 +162,18 @@ pub enum GapReason {
     Retention,
     /// What is on disk is not what was written.
     Damaged,
+    /// Nobody acknowledged the event, and it went to `$dead/...`.
+    DeadLetter,
 }
 
 impl GapReason {
-    pub const ALL: &[GapReason] =
-        &[GapReason::Truncated, GapReason::Slow, GapReason::Retention, GapReason::Damaged];
+    pub const ALL: &[GapReason] = &[
+        GapReason::Truncated,
+        GapReason::Slow,
+        GapReason::Retention,
+        GapReason::Damaged,
+        GapReason::DeadLetter,
+    ];
 
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -175,6 +182,7 @@ impl GapReason {
             GapReason::Slow => "slow",
             GapReason::Retention => "retention",
             GapReason::Damaged => "damaged",
+            GapReason::DeadLetter => "dead_letter",
         }
     }
 }

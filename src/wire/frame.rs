@@ -67,6 +67,23 @@ pub fn length(bytes: &[u8]) -> usize {
     }
 }
 
+/// Bytes of `frames` without the first `count` of them.
+#[must_use]
+pub fn tail_bytes(frames: &[u8], count: u64) -> u64 {
+    let skipped = (0..count).fold(0, |at, _| at + length(&frames[at..]));
+    (frames.len() - skipped) as u64
+}
+
+/// The payloads of consecutive frames.
+pub fn payloads(mut frames: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let len = (!frames.is_empty()).then(|| length(frames))?;
+        let (frame, rest) = frames.split_at(len);
+        frames = rest;
+        Some(payload(frame))
+    })
+}
+
 /// The payload of the text frame that `bytes` is.
 ///
 /// # Panics

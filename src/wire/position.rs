@@ -18,6 +18,11 @@ impl Epoch {
     pub const fn from_number(number: u64) -> Epoch {
         Epoch(number)
     }
+
+    #[must_use]
+    pub const fn number(self) -> u64 {
+        self.0
+    }
 }
 
 impl fmt::Display for Epoch {

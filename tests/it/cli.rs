@@ -1,8 +1,17 @@
 //! The commands do what their help says: output, exit codes, closed pipes.
 
-use std::io::{BufRead, BufReader, Write};
+use std::{
+    io::{BufRead, BufReader, Write},
+    sync::Arc,
+};
 
 use rustix::process::{Pid, Signal, kill_process};
+
+use landline::{
+    name::Name,
+    store::{Batch, Database, NewTopic, Store, StoreSettings, disk::Directory},
+    wire::position::Epoch,
+};
 
 use crate::{
     client_support::{Relay, run, spawn},
@@ -190,4 +199,40 @@ fn a_subscriber_that_was_stopped_reports_one_loss_with_its_range_and_goes_on() {
     let (from, to) = (hole[0] + 1, hole[1] - 1);
     let messages = String::from_utf8(output.stderr).unwrap();
     assert_eq!(messages, format!("landline: t: events {from} to {to} are lost (slow)\n"));
+}
+
+#[test]
+fn a_store_is_looked_at_checked_and_compacted_without_a_relay() {
+    let dir = std::env::temp_dir().join(format!("landline-cli-store-{}", std::process::id()));
+    let path = dir.to_str().unwrap();
+    let missing = fails("", &["store", "check", "--data-dir", path], 1);
+    assert!(missing.contains(path) && missing.contains("no store in it"), "{missing}");
+    assert!(!dir.exists());
+    fails("", &["store"], 2);
+
+    let settings = StoreSettings::default();
+    let (mut store, _) = Database::open(Arc::new(Directory::new(&dir)), settings).unwrap();
+    let name = Name::parse("a/b").unwrap();
+    let topics = vec![NewTopic { id: 1, name, epoch: Epoch::from_number(171), tail: 0 }];
+    store.commit(&Batch { topics, ..Batch::default() }).unwrap();
+    let busy = fails("", &["store", "info", "--data-dir", path], 1);
+    assert!(busy.contains("in use by another relay"), "{busy}");
+    drop(store);
+
+    let info = succeeds("", &["store", "info", "--data-dir", path], "");
+    assert!(info.contains("00000000000000ab") && info.contains("format"), "{info}");
+    let json = succeeds("", &["store", "info", "--data-dir", path, "-o", "json"], "");
+    let row: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&row["topic"], &row["tail"]), (&"a/b".into(), &0.into()));
+    let report = succeeds("", &["store", "check", "--data-dir", path], "");
+    assert_eq!(report, "1 topics, 0 chunks, 0 events, 0 bytes: 0 problems\n");
+    let compacted = succeeds("", &["store", "compact", "--data-dir", path], "");
+    assert!(compacted.contains("bytes after"), "{compacted}");
+
+    let file = dir.join("landline.redb");
+    std::fs::write(&file, "not a database").unwrap();
+    let damaged = fails("", &["store", "check", "--data-dir", path], 1);
+    assert!(damaged.contains("cannot open the store"), "{damaged}");
+    assert_eq!(std::fs::read(&file).unwrap(), b"not a database", "looking has changed it");
+    std::fs::remove_dir_all(&dir).unwrap();
 }

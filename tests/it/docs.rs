@@ -4,7 +4,7 @@
 //! The page itself explains how transcripts are written. Beyond that, for whoever writes one:
 //!
 //! ```text
-//!   ```transcript max_events=3    settings of the relay, which become flags
+//!   ```transcript max_events=3    settings of the relay, which become flags; or `durable`
 //!   a> {...}                      connection `a`, made on first use, sends; it may have no name
 //!   a< {...}                      the next message of `a`, with exactly these fields
 //!   a< ...                        any messages of `a`, until one that its next line expects
@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use crate::support::{
     frame,
     http::request_text,
-    node::Node,
+    node::{Node, Scratch},
     peer::{Incoming, Peer, read_head, tcp},
     wait::LIMIT,
 };
@@ -70,6 +70,7 @@ fn the_table_of_limits_is_that_of_the_code() {
         ("user name", limits::USER_BYTES_MAX),
         ("event name", limits::EVENT_NAME_BYTES_MAX),
         ("idempotency key", limits::KEY_BYTES_MAX),
+        ("window of a subscription", limits::ACK_WINDOW_MAX as usize),
         ("nesting of a message", limits::JSON_DEPTH_MAX),
         ("events in one history", limits::HISTORY_EVENTS_MAX as usize),
         ("bytes of events in one history", limits::HISTORY_BYTES_MAX),
@@ -204,14 +205,20 @@ impl Block {
     /// Does what the block says on a relay of its own. The error names block, line, what was
     /// expected and what came.
     fn replay(&self) -> Result<(), String> {
-        let flags = self.options.iter().flat_map(|option| {
+        let is_durable = self.options.iter().any(|option| option == "durable");
+        let settings = self.options.iter().filter(|option| *option != "durable");
+        let flags = settings.flat_map(|option| {
             let (key, value) = option.split_once('=').expect("options are key=value");
             [format!("--{}", key.replace('_', "-")), value.to_owned()]
         });
         let flags: Vec<String> = flags.collect();
         let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        let data = is_durable.then(|| Scratch::new("transcript"));
+        let node =
+            data.as_ref().map_or_else(|| Node::with(&flags), |dir| Node::durable(dir, &flags));
         let mut stage = Stage {
-            node: Node::with(&flags),
+            node,
+            data,
             peers: BTreeMap::new(),
             bindings: Bindings::default(),
             unheard: BTreeSet::new(),
@@ -234,6 +241,8 @@ struct Stage {
     /// Before the relay, so that it need not wait for them when both are dropped.
     peers: BTreeMap<String, Peer>,
     node: Node,
+    /// What a durable relay keeps.
+    data: Option<Scratch>,
     bindings: Bindings,
     /// Who may hear more than is written.
     unheard: BTreeSet<String>,
@@ -265,6 +274,12 @@ impl Stage {
             ["the", "relay", "is", "told", "to", "stop"] => {
                 self.stopping = true;
                 self.node.signal(Signal::TERM);
+            }
+            ["the", "relay", "stops", "and", "starts", "again"] => {
+                self.peers.clear();
+                self.node.signal(Signal::TERM);
+                self.node.ends_cleanly();
+                self.node = Node::durable(self.data.as_ref().expect("a durable relay"), &[]);
             }
             [count, "events", "of", size, "KiB", "are", "published", "to", topic] => {
                 let count = count.replace(',', "").parse().expect("a count");

@@ -19,6 +19,12 @@ pub mod resume;
 
 pub mod epoch;
 
+pub mod durable;
+
+pub mod crash;
+
+pub mod kill;
+
 pub mod dedupe;
 
 pub mod isolation;
@@ -39,6 +45,7 @@ pub mod client;
 pub mod client_redelivery;
 pub mod client_support;
 
+pub mod backup;
 pub mod cli;
 pub mod cli_acks;
 

@@ -5,18 +5,18 @@
 use std::sync::Arc;
 
 use super::{
-    ARENA_BYTES, By, Feed, Follow, OpenPattern, PatternOpened, Peer, Unfollow, Writer,
-    peer::{Following, Part, PartKind, PatternState},
+    ARENA_BYTES, Peer, Writer,
+    peer::{Following, Parked, Part, PartKind},
 };
 use crate::{
     base::{limits::TURN_BYTES, lock},
     metrics::labels::Closed,
     server::connection::{Bye, Connection, Phase},
-    topic::{Copied, Start, Topic},
+    topic::{Copied, Topic},
     wire::{
-        codes::{CloseCode, Code, GapReason},
-        reply::{self, Attachment, Cursor},
-        request::{Refusal, SlowPolicy},
+        codes::{CloseCode, GapReason},
+        reply,
+        request::SlowPolicy,
     },
 };
 
@@ -68,6 +68,9 @@ impl Writer {
     pub(super) fn drop_follows(&mut self, index: usize) {
         let peer = &mut self.peers[index];
         peer.behind.clear();
+        peer.window_full.clear();
+        peer.paging = 0;
+        peer.acking = 0;
         peer.parts.clear();
         let now_ms = self.clock.unix_ms();
         for (_, pattern) in peer.patterns.drain() {
@@ -81,7 +84,7 @@ impl Writer {
     }
 
     /// Takes a peer out of a feed, and the feed out of the writer if it was the last.
-    fn leave(&mut self, index: usize, feed_index: usize, following: &Following) {
+    pub(super) fn leave(&mut self, index: usize, feed_index: usize, following: &Following) {
         let now_ms = self.clock.unix_ms();
         if following.cursor.is_none() {
             self.leave_group(index, feed_index, following.slot);
@@ -110,241 +113,6 @@ impl Writer {
             && let Some(following) = self.peers[moved].follows.get_mut(&feed_index)
         {
             following.slot = slot;
-        }
-    }
-
-    pub(super) fn follow(&mut self, follow: Follow) {
-        let Some(&index) = self.by_connection.get(&follow.connection) else {
-            follow.topic.unfollow(self.index, self.clock.unix_ms());
-            return;
-        };
-        if let By::Pattern { subscription } = follow.by {
-            match self.peers[index].patterns.get_mut(&subscription) {
-                Some(PatternState { held: Some(held), .. }) => return held.push(follow),
-                Some(PatternState { full: false, .. }) => {}
-                _ => return follow.topic.unfollow(self.index, self.clock.unix_ms()),
-            }
-        }
-        self.place(index, &follow);
-    }
-
-    /// Gives a peer a cursor, or moves the one it has, and says so.
-    fn place(&mut self, index: usize, follow: &Follow) {
-        let Follow { topic, start, by, .. } = follow;
-        let existing = self.by_topic.get(&address(topic)).copied();
-        let existing = existing.filter(|feed| self.peers[index].follows.contains_key(feed));
-        if self.peers[index].finishing {
-            return topic.unfollow(self.index, self.clock.unix_ms());
-        }
-        if let (By::Pattern { subscription }, None) = (*by, existing)
-            && self.settings.max_cursors <= self.peers[index].follows.len()
-        {
-            topic.unfollow(self.index, self.clock.unix_ms());
-            return self.refuse_cursor(index, topic, subscription);
-        }
-        let Some(feed) = existing else {
-            self.announce(index, topic, start, *by, Cursor::New);
-            let feed = self.feed(topic, start.seq);
-            self.feeds[feed].followers += 1;
-            self.metrics.cursors.add(1);
-            let following = Following { replaying: true, ..Following::default() };
-            return self.stand(index, feed, start.seq, following, *by);
-        };
-        // The topic counts followers, not reasons to follow.
-        topic.unfollow(self.index, self.clock.unix_ms());
-        let at = self.feeds[feed].at;
-        let following = self.peers[index].follows.get(&feed);
-        let seq = following.and_then(|following| following.cursor).unwrap_or(at);
-        let is_pattern = matches!(by, By::Pattern { .. });
-        let has_pattern = following.is_some_and(|following| !following.by_pattern.is_empty());
-        // A pattern takes what is there; and what a pattern still has to get, no other subscription
-        // may skip.
-        if is_pattern || (has_pattern && seq < start.seq) {
-            let kept = Start { seq, recovery: if is_pattern { None } else { start.recovery } };
-            self.announce(index, topic, &kept, *by, Cursor::Kept);
-            let peer = &mut self.peers[index];
-            if let Some(mut following) = peer.follows.remove(&feed) {
-                peer.note(&mut following, feed, *by);
-                peer.follows.insert(feed, following);
-            }
-        } else {
-            self.announce(index, topic, start, *by, Cursor::Moved);
-            let following = self.take_following(index, feed);
-            self.stand(index, feed, start.seq, following, *by);
-        }
-    }
-
-    /// Says that a pattern brings more topics than one connection may follow. Said once: no further
-    /// topic comes through that subscription.
-    fn refuse_cursor(&mut self, index: usize, topic: &Arc<Topic>, subscription: u64) {
-        let max = self.settings.max_cursors;
-        let Some(state) = self.peers[index].patterns.get_mut(&subscription) else { return };
-        if std::mem::replace(&mut state.full, true) {
-            return;
-        }
-        let message = format!(
-            "this connection already follows {max} topics, which is its limit for patterns; {} and \
-             every further topic of {} is not delivered",
-            topic.name(),
-            state.pattern
-        );
-        let refusal = Refusal::new(Code::LimitExceeded, message);
-        self.metrics.requests_refused.add(Code::LimitExceeded, 1);
-        self.control(index, |out| {
-            reply::error(out, None, Some(topic.name().as_str()), &refusal);
-        });
-    }
-
-    /// Takes a cursor out of its place, to be stood elsewhere.
-    fn take_following(&mut self, index: usize, feed: usize) -> Following {
-        let peer = &mut self.peers[index];
-        let mut following = peer.follows.remove(&feed).unwrap_or_default();
-        if following.cursor.take().is_some() {
-            peer.behind.retain(|behind| *behind != feed);
-        } else {
-            self.leave_group(index, feed, following.slot);
-        }
-        following.replaying = true;
-        following
-    }
-
-    /// Stands a cursor at `seq`: with the feed's group if that is where the group is, else behind.
-    /// Only who has reached the tail makes a new group, so that no cursor is ever ahead of one.
-    fn stand(
-        &mut self,
-        index: usize,
-        feed_index: usize,
-        seq: u64,
-        mut following: Following,
-        by: By,
-    ) {
-        // The position may have been looked up after the group last moved.
-        while self.feeds[feed_index].at < seq && !self.feeds[feed_index].group.is_empty() {
-            self.arena.clear();
-            self.move_group(feed_index, seq);
-            self.send_touched();
-            self.arena.clear();
-        }
-        following.cursor = Some(seq);
-        if self.peers[index].finishing {
-            // One of these sends found its socket broken.
-            return self.leave(index, feed_index, &following);
-        }
-        self.peers[index].note(&mut following, feed_index, by);
-        let feed = &mut self.feeds[feed_index];
-        let at_tail = feed.group.is_empty() && feed.topic.look(|log| log.tail()) == seq;
-        if at_tail {
-            feed.at = seq;
-        }
-        let with_group = at_tail || (feed.at == seq && !feed.group.is_empty());
-        let peer = &mut self.peers[index];
-        peer.follows.insert(feed_index, following);
-        peer.behind.push_back(feed_index);
-        if with_group {
-            self.join_group(index, feed_index, seq);
-        } else {
-            self.queue_lagging(index);
-        }
-    }
-
-    fn announce(&mut self, index: usize, topic: &Topic, start: &Start, by: By, cursor: Cursor) {
-        let attachment = topic.look(|log| Attachment {
-            epoch: log.epoch(),
-            seq: start.seq,
-            first: log.first(),
-            tail: log.tail(),
-            recovery: start.recovery,
-            cursor,
-        });
-        let name = topic.name().as_str();
-        let pattern = match by {
-            By::Name { .. } => None,
-            By::Pattern { subscription } => {
-                let open = self.peers[index].patterns.get(&subscription);
-                open.map(|open| open.pattern.clone())
-            }
-        };
-        self.control(index, |out| match (by, pattern) {
-            (By::Name { request, .. }, _) => reply::subscribed(out, request, name, &attachment),
-            (_, Some(pattern)) => reply::attached(out, name, pattern.as_str(), &attachment),
-            (By::Pattern { .. }, None) => {}
-        });
-    }
-
-    fn feed(&mut self, topic: &Arc<Topic>, at: u64) -> usize {
-        *self
-            .by_topic
-            .entry(address(topic))
-            .or_insert_with(|| self.feeds.insert(Feed::new(Arc::clone(topic), at)))
-    }
-
-    pub(super) fn open_pattern(&mut self, open: OpenPattern) {
-        let OpenPattern { connection, subscription, pattern, slow } = open;
-        if let Some(&index) = self.by_connection.get(&connection) {
-            let held = Some(Vec::new());
-            let state = PatternState { pattern, slow, held, feeds: Vec::new(), full: false };
-            self.peers[index].patterns.insert(subscription, state);
-        }
-    }
-
-    pub(super) fn pattern_opened(&mut self, opened: &PatternOpened) {
-        let &PatternOpened { connection, subscription, request, attached, replaced } = opened;
-        let Some(&index) = self.by_connection.get(&connection) else { return };
-        let Some(open) = self.peers[index].patterns.get_mut(&subscription) else { return };
-        let held = open.held.take().unwrap_or_default();
-        let pattern = open.pattern.clone();
-        self.control(index, |out| {
-            reply::subscribed_pattern(out, request, pattern.as_str(), attached, replaced);
-        });
-        for follow in held {
-            self.follow(follow);
-        }
-    }
-
-    pub(super) fn unfollow(&mut self, unfollow: &Unfollow) {
-        let Unfollow { connection, request, filter, topic, subscription, quiet } = unfollow;
-        let Some(&index) = self.by_connection.get(connection) else { return };
-        match topic {
-            Some(topic) => self.end_name(index, topic),
-            None => self.end_pattern(index, *subscription),
-        }
-        if !quiet {
-            self.control(index, |out| reply::unsubscribed(out, *request, filter.as_str()));
-        }
-    }
-
-    fn end_name(&mut self, index: usize, topic: &Arc<Topic>) {
-        let Some(&feed) = self.by_topic.get(&address(topic)) else { return };
-        if let Some(following) = self.peers[index].follows.get_mut(&feed) {
-            following.by_name = None;
-            self.leave_if_unwanted(index, feed);
-        }
-    }
-
-    fn end_pattern(&mut self, index: usize, subscription: u64) {
-        let Some(state) = self.peers[index].patterns.remove(&subscription) else { return };
-        for follow in state.held.unwrap_or_default() {
-            follow.topic.unfollow(self.index, self.clock.unix_ms());
-        }
-        for feed in state.feeds {
-            if let Some(following) = self.peers[index].follows.get_mut(&feed) {
-                following.by_pattern.retain(|by| *by != subscription);
-                self.leave_if_unwanted(index, feed);
-            }
-        }
-    }
-
-    /// Takes a peer out of a feed that none of its subscriptions asks for any more.
-    fn leave_if_unwanted(&mut self, index: usize, feed: usize) {
-        let peer = &mut self.peers[index];
-        let unwanted = peer.follows.get(&feed).is_some_and(|following| {
-            following.by_name.is_none() && following.by_pattern.is_empty()
-        });
-        if unwanted && let Some(following) = peer.follows.remove(&feed) {
-            if following.cursor.is_some() {
-                peer.behind.retain(|behind| *behind != feed);
-            }
-            self.leave(index, feed, &following);
         }
     }
 
@@ -391,7 +159,7 @@ impl Writer {
     }
 
     /// Moves a feed's group towards `upto` by one batch. Returns whether there is more.
-    fn move_group(&mut self, feed_index: usize, upto: u64) -> bool {
+    pub(super) fn move_group(&mut self, feed_index: usize, upto: u64) -> bool {
         let feed = &mut self.feeds[feed_index];
         if feed.group.is_empty() {
             return false;
@@ -413,10 +181,9 @@ impl Writer {
                 }
                 more
             }
-            Copied::Lost { first, .. } => {
+            Copied::Lost { .. } | Copied::Stored => {
                 // The log passed the whole group between two turns. Each of them is behind now,
-                // and its own turn says what is missing.
-                feed.at = first - 1;
+                // and its own turn says what is missing, or asks the disk.
                 for index in std::mem::take(&mut feed.group) {
                     self.fall_behind(index, feed_index, from);
                     self.queue_lagging(index);
@@ -437,6 +204,20 @@ impl Writer {
                 self.fall_behind(index, feed_index, from);
                 continue;
             }
+            if 0 < peer.acking
+                && let PartKind::Events { to, .. } = part.kind
+                && let Some(acks) =
+                    peer.follows.get(&feed_index).and_then(|following| following.acks.as_ref())
+            {
+                if acks.limit() < to {
+                    self.leave_group(index, feed_index, slot);
+                    self.fall_behind(index, feed_index, from);
+                    self.queue_lagging(index);
+                    continue;
+                }
+                acks.offer(to);
+            }
+            let peer = &mut self.peers[index];
             peer.parts.push(part.clone());
             if !peer.touched {
                 peer.touched = true;
@@ -451,7 +232,13 @@ impl Writer {
     pub(super) fn fall_behind(&mut self, index: usize, feed_index: usize, cursor: u64) {
         let peer = &mut self.peers[index];
         if let Some(following) = peer.follows.get_mut(&feed_index) {
-            if following.cursor.is_none() {
+            let was_asked_for = following.parked == Some(Parked::Page);
+            if was_asked_for {
+                // The page that was asked for ahead is not the next one any more.
+                following.parked = None;
+                peer.paging -= 1;
+            }
+            if following.cursor.is_none() || was_asked_for {
                 peer.behind.push_back(feed_index);
             }
             following.cursor = Some(cursor);
@@ -489,26 +276,45 @@ impl Writer {
     fn catch_up(&mut self, index: usize, feed_index: usize) {
         let Some(following) = self.peers[index].follows.get(&feed_index) else { return };
         let (Some(from), replaying) = (following.cursor, following.replaying) else { return };
+        let limit = following.acks.as_ref().map_or(u64::MAX, |acks| acks.limit());
         let feed = &self.feeds[feed_index];
-        let upto = if feed.group.is_empty() { u64::MAX } else { feed.at };
+        let group = if feed.group.is_empty() { u64::MAX } else { feed.at };
+        let upto = group.min(limit);
         let start = self.arena.len();
         let arena = &mut self.arena;
         let topic = Arc::clone(&feed.topic);
         let (copied, tail) =
             topic.look(|log| (log.copy_after(from, upto, TURN_BYTES, arena), log.tail()));
+        // Before it is sent: an acknowledgement may be here before the send has returned.
+        if let (Copied::UpTo(to), Some(acks)) = (copied, &following.acks) {
+            acks.offer(to);
+        }
         match copied {
             Copied::UpTo(to) => {
                 if to != from {
                     let kind = PartKind::Events { feed: feed_index, from, to };
                     let range = start..self.arena.len();
-                    self.peers[index].parts.push(Part { range, kind });
+                    let peer = &mut self.peers[index];
+                    peer.parts.push(Part { range, kind });
+                    // Whether it joins the group now or not.
+                    if let Some(acks) =
+                        peer.follows.get(&feed_index).and_then(|following| following.acks.as_ref())
+                    {
+                        acks.offer(to);
+                    }
                     self.touch(index);
                 }
-                if tail.min(upto) <= to {
+                if tail.min(group) <= to {
                     self.join_group(index, feed_index, to);
+                } else if to == from && to == limit && self.park_for_window(index, feed_index) {
+                    // It goes on with the next acknowledgement.
                 } else if let Some(following) = self.peers[index].follows.get_mut(&feed_index) {
                     following.cursor = Some(to);
                 }
+            }
+            Copied::Stored => {
+                let upto = upto.min(tail);
+                self.ask_for_page(index, feed_index, &topic, (from, upto));
             }
             Copied::Lost { first, reason } => {
                 let reason = if replaying { GapReason::Truncated } else { reason };
@@ -517,7 +323,7 @@ impl Writer {
         }
     }
 
-    fn join_group(&mut self, index: usize, feed_index: usize, at: u64) {
+    pub(super) fn join_group(&mut self, index: usize, feed_index: usize, at: u64) {
         let feed = &mut self.feeds[feed_index];
         let peer = &mut self.peers[index];
         // It was looked at just now, and so is the last.
@@ -540,7 +346,14 @@ impl Writer {
     }
 
     /// The log has passed a cursor: a notice, or the end of the connection.
-    fn lose(&mut self, index: usize, feed_index: usize, from: u64, first: u64, reason: GapReason) {
+    pub(super) fn lose(
+        &mut self,
+        index: usize,
+        feed_index: usize,
+        from: u64,
+        first: u64,
+        reason: GapReason,
+    ) {
         let topic = Arc::clone(&self.feeds[feed_index].topic);
         let peer = &self.peers[index];
         let policy = peer.follows.get(&feed_index).map(|following| peer.slow_policy(following));
@@ -564,6 +377,7 @@ impl Writer {
         if let Some(following) = peer.follows.get_mut(&feed_index) {
             following.cursor = Some(first - 1);
         }
+        self.forgive(index, feed_index, first - 1);
         self.touch(index);
     }
 }
@@ -572,6 +386,6 @@ impl Writer {
 const TOPICS_PER_TURN: usize = 64;
 
 /// What a topic is found by: it lives as long as its feed does.
-fn address(topic: &Arc<Topic>) -> usize {
+pub(super) fn address(topic: &Arc<Topic>) -> usize {
     Arc::as_ptr(topic).addr()
 }

@@ -19,9 +19,12 @@
 //! What an event looks like on the wire (`wire`), who may subscribe (`websocket`), heartbeats
 //! (`keeper`).
 
+pub(crate) mod acks;
 mod crowd;
 mod deliver;
 mod feed;
+mod follow;
+mod pages;
 mod peer;
 mod send;
 mod waker;
@@ -35,7 +38,7 @@ use std::{
 
 use slab::Slab;
 
-pub(crate) use self::waker::Waker;
+pub(crate) use self::{acks::AckCell, waker::Waker};
 use self::{crowd::Crowd, feed::Feed, peer::Peer};
 use crate::{
     base::{
@@ -44,10 +47,15 @@ use crate::{
         limits::{COMMANDS_PER_TURN, TURN_BYTES},
         lock,
     },
-    config::ConnectionSettings,
+    config::{AckSettings, ConnectionSettings},
     metrics::Metrics,
-    name::{Filter, Pattern},
-    server::{connection::Connection, keeper::Watch, roster::Roster},
+    name::{Filter, Pattern, UserName},
+    server::{
+        connection::Connection,
+        keeper::Watch,
+        pager::{BurialDone, PageDone, PageFor, PagerHandle},
+        roster::Roster,
+    },
     topic::{Start, Topic},
     wire::request::SlowPolicy,
 };
@@ -70,10 +78,20 @@ pub(crate) enum Command {
     Unfollow(Box<Unfollow>),
     /// A topic has news.
     Wake(Arc<Topic>),
+    /// A connection has acknowledged something that a cursor of it waits for.
+    Acked { connection: u64 },
+    /// A connection has acknowledged an event of a topic that a pattern brought.
+    AckTopic(Box<AckTopic>),
+    /// A page of history has come from disk.
+    Page(Box<PageDone>),
+    /// An event that nobody acknowledged was put aside.
+    Buried(Box<BurialDone>),
+    /// Another connection has taken over a consumer of this one.
+    Replaced { connection: u64 },
     /// An outbox has something.
     Flush { connection: u64 },
     /// New limits, after a reload.
-    Settings(Box<ConnectionSettings>),
+    Settings(Box<(ConnectionSettings, AckSettings)>),
     /// The relay stops; nothing comes after this.
     Stop,
 }
@@ -108,6 +126,26 @@ pub(crate) struct Follow {
     pub(crate) topic: Arc<Topic>,
     pub(crate) start: Start,
     pub(crate) by: By,
+    /// Set where what is sent must be acknowledged; patterns have it in their own.
+    pub(crate) acks: Option<Box<AckSetup>>,
+}
+
+/// How a cursor acknowledges.
+#[derive(Clone, Debug)]
+pub(crate) struct AckSetup {
+    pub(crate) cell: Arc<AckCell>,
+    pub(crate) window: u64,
+    /// The consumer and the fence that holds it.
+    pub(crate) consumer: Option<(UserName, u64)>,
+    /// How often the first event was sent before.
+    pub(crate) deliveries: u32,
+}
+
+/// An acknowledgement for a cursor that a pattern brought.
+pub(crate) struct AckTopic {
+    pub(crate) connection: u64,
+    pub(crate) topic: Arc<Topic>,
+    pub(crate) seq: u64,
 }
 
 /// A pattern's subscription to be.
@@ -116,6 +154,8 @@ pub(crate) struct OpenPattern {
     pub(crate) subscription: u64,
     pub(crate) pattern: Pattern,
     pub(crate) slow: SlowPolicy,
+    /// The window, where its events must be acknowledged.
+    pub(crate) window: Option<u64>,
 }
 
 /// A subscription that ends.
@@ -174,6 +214,14 @@ pub(crate) struct Writer {
     stalled: Vec<usize>,
     /// Their sockets, and the bell.
     crowd: Crowd,
+    /// When to look who has not acknowledged for too long.
+    ack_at: Option<Instant>,
+    /// Pages that are to be asked for, and how many are on their way.
+    page_queue: VecDeque<PageFor>,
+    page_at: Option<Instant>,
+    pages_asked: usize,
+    pager: PagerHandle,
+    acks: AckSettings,
     /// When to look for those that have been full for too long.
     look_at: Option<Instant>,
     /// What this turn copied out of logs; peers' parts are ranges of it.
@@ -191,6 +239,8 @@ pub(crate) struct WriterParts {
     pub(crate) keeper: Inlet<Watch>,
     pub(crate) roster: Arc<Roster>,
     pub(crate) settings: ConnectionSettings,
+    pub(crate) acks: AckSettings,
+    pub(crate) pager: PagerHandle,
     pub(crate) clock: Clock,
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -204,7 +254,18 @@ impl Writer {
     /// The operating system has no descriptor left.
     pub(crate) fn new(parts: WriterParts) -> io::Result<Self> {
         let crowd = Crowd::new(parts.waker.bell())?;
-        let WriterParts { index, inbox, waker, keeper, roster, settings, clock, metrics } = parts;
+        let WriterParts {
+            index,
+            inbox,
+            waker,
+            keeper,
+            roster,
+            settings,
+            acks,
+            pager,
+            clock,
+            metrics,
+        } = parts;
         Ok(Self {
             index,
             inbox,
@@ -223,6 +284,12 @@ impl Writer {
             touched: Vec::new(),
             stalled: Vec::new(),
             crowd,
+            ack_at: None,
+            page_queue: VecDeque::new(),
+            page_at: None,
+            pages_asked: 0,
+            pager,
+            acks,
             look_at: None,
             arena: Vec::new(),
             joined: Vec::new(),
@@ -240,6 +307,10 @@ impl Writer {
                     Err(TryRecvError::Disconnected) => return,
                 }
             }
+            self.look_after_acks();
+            if self.page_at.is_some_and(|at| at <= self.now()) {
+                self.ask_for_pages();
+            }
             self.turn();
             if !self.stopping {
                 self.rest();
@@ -254,9 +325,16 @@ impl Writer {
             self.look_after_stalled(busy);
         } else if !busy {
             lock::assert_none_held();
+            let next = self.next_look();
+            let limit = next.map(|at| at.saturating_duration_since(self.now()));
             let inbox = &self.inbox;
-            self.waker.park(|| inbox.is_empty());
+            self.waker.park(limit, || inbox.is_empty());
         }
+    }
+
+    /// When something is to be looked at even if nobody says anything.
+    fn next_look(&self) -> Option<Instant> {
+        [self.look_at, self.ack_at, self.page_at].into_iter().flatten().min()
     }
 
     fn turn(&mut self) {
@@ -282,7 +360,12 @@ impl Writer {
             Command::OpenPattern(open) => self.open_pattern(*open),
             Command::PatternOpened(opened) => self.pattern_opened(&opened),
             Command::Unfollow(unfollow) => self.unfollow(&unfollow),
-            Command::Settings(settings) => self.settings = *settings,
+            Command::Settings(settings) => (self.settings, self.acks) = *settings,
+            Command::Acked { connection } => self.acked(connection),
+            Command::AckTopic(ack) => self.ack_topic(&ack),
+            Command::Page(page) => self.page(*page),
+            Command::Buried(done) => self.buried(&done),
+            Command::Replaced { connection } => self.replaced(connection),
             Command::Stop => self.stopping = true,
         }
     }

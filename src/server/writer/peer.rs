@@ -11,7 +11,7 @@ use crate::{
     name::Pattern,
     server::{
         connection::Connection,
-        writer::{By, Follow},
+        writer::{By, Follow, acks::Acks},
     },
     wire::request::SlowPolicy,
 };
@@ -21,7 +21,8 @@ use crate::{
 /// Invariants:
 ///
 /// 1. `unsent` is empty or `stalled` is set; only then is the peer in the writer's `stalled`.
-/// 2. A feed is in `behind` if and only if its follow has a cursor of its own.
+/// 2. A feed is in `behind` if and only if its follow has a cursor of its own and is not parked.
+/// 3. A feed is in `window_full` if and only if its follow is parked for its window.
 pub(super) struct Peer {
     pub(super) connection: Arc<Connection>,
     /// Bytes that the socket did not take: the rest of one frame, or of replies.
@@ -37,6 +38,12 @@ pub(super) struct Peer {
     /// Feeds in which this peer is behind.
     pub(super) behind: VecDeque<usize>,
     pub(super) patterns: HashMap<u64, PatternState>,
+    /// Cursors whose events must be acknowledged.
+    pub(super) acking: usize,
+    /// Feeds in which its window is full.
+    pub(super) window_full: Vec<usize>,
+    /// Cursors that wait for a page from disk.
+    pub(super) paging: usize,
     /// Set while the socket is full.
     pub(super) stalled: Option<Stall>,
     /// In the writer's `touched`.
@@ -94,6 +101,21 @@ pub(super) struct Following {
     pub(super) by_pattern: Vec<u64>,
     /// It has not reached the tail since it began.
     pub(super) replaying: bool,
+    /// Set where what is sent must be acknowledged.
+    pub(super) acks: Option<Box<Acks>>,
+    /// What it waits for, while it is neither with the group nor in `behind`.
+    pub(super) parked: Option<Parked>,
+}
+
+/// What a cursor waits for before it can go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Parked {
+    /// An acknowledgement: its window is full.
+    Window,
+    /// A page from disk.
+    Page,
+    /// An event that is being put aside.
+    Burial,
 }
 
 /// A subscription to a pattern.
@@ -106,6 +128,8 @@ pub(super) struct PatternState {
     pub(super) feeds: Vec<usize>,
     /// A topic was refused for the limit of cursors; no further one comes.
     pub(super) full: bool,
+    /// The window, where its events must be acknowledged.
+    pub(super) window: Option<u64>,
 }
 
 impl Peer {
@@ -119,6 +143,9 @@ impl Peer {
             follows: HashMap::new(),
             behind: VecDeque::new(),
             patterns: HashMap::new(),
+            acking: 0,
+            window_full: Vec::new(),
+            paging: 0,
             stalled: None,
             touched: false,
             lagging: false,

@@ -6,7 +6,7 @@ use rustix::net::{SendFlags, send};
 
 use super::{
     Peer, Writer,
-    peer::{PartKind, Stall},
+    peer::{Following, PartKind, Stall},
 };
 use crate::{
     base::{lock, sync::atomic::Ordering},
@@ -86,14 +86,17 @@ impl Writer {
     /// delivers what it has first; who cannot take it within the drain is cut off.
     fn try_goodbye(&mut self, index: usize) {
         let peer = &self.peers[index];
-        if peer.goodbye.is_none() || peer.is_stalled() || !peer.behind.is_empty() {
+        let waits = !peer.behind.is_empty() || 0 < peer.paging;
+        if peer.goodbye.is_none() || peer.is_stalled() || waits {
             return;
         }
-        let has_news = |feed: &usize| {
-            let feed = &self.feeds[*feed];
-            feed.at < feed.topic.look(|log| log.tail())
+        // Whoever waits for acknowledgements has what it may have.
+        let has_news = |(feed, following): (&usize, &Following)| {
+            let state = &self.feeds[*feed];
+            let news = following.cursor.is_none() && state.at < state.topic.look(|log| log.tail());
+            news.then_some(*feed)
         };
-        let news: Vec<usize> = peer.follows.keys().copied().filter(has_news).collect();
+        let news: Vec<usize> = peer.follows.iter().filter_map(has_news).collect();
         if news.is_empty() {
             let peer = &mut self.peers[index];
             let words = peer.goodbye.take().unwrap_or_default();
@@ -164,7 +167,14 @@ impl Writer {
         }
     }
 
-    fn count_delivered(&self, index: usize) {
+    fn count_delivered(&mut self, index: usize) {
+        if 0 < self.peers[index].acking {
+            for at in 0..self.peers[index].parts.len() {
+                if let PartKind::Events { feed, to, .. } = self.peers[index].parts[at].kind {
+                    self.expect_acks(index, feed, to);
+                }
+            }
+        }
         let events = self.peers[index].parts.iter().map(|part| match part.kind {
             PartKind::Events { from, to, .. } => to - from,
             PartKind::Notice => 0,
@@ -184,6 +194,7 @@ impl Writer {
         let mut before = control.len();
         let mut delivered = 0;
         let mut back: Vec<(usize, u64)> = Vec::new();
+        let mut gone: Vec<(usize, u64)> = Vec::new();
         let mut untouched = Vec::new();
         for part in std::mem::take(&mut peer.parts) {
             let bytes = &self.arena[part.range.clone()];
@@ -191,13 +202,17 @@ impl Writer {
             before += bytes.len();
             match part.kind {
                 PartKind::Notice => peer.unsent.extend_from_slice(&bytes[taken..]),
-                PartKind::Events { from, to, .. } if taken == bytes.len() => delivered += to - from,
+                PartKind::Events { feed, from, to } if taken == bytes.len() => {
+                    delivered += to - from;
+                    gone.push((feed, to));
+                }
                 // The cursor goes back once, to the first event that was not sent.
                 PartKind::Events { feed, .. } if back.iter().any(|(gone, _)| *gone == feed) => {}
                 PartKind::Events { feed, from, .. } => {
                     let (frames, end) = whole_frames(bytes, taken);
                     peer.unsent.extend_from_slice(&bytes[taken..end]);
                     delivered += frames;
+                    gone.push((feed, from + frames));
                     back.push((feed, from + frames));
                     if taken == 0 {
                         untouched.push(feed);
@@ -205,9 +220,13 @@ impl Writer {
                 }
             }
         }
+        let acking = 0 < peer.acking;
         self.metrics.delivered.add(Transport::WebSocket, delivered);
         peer.connection.outbox.hold(peer.unsent.len());
         self.stall(index);
+        if acking {
+            gone.into_iter().for_each(|(feed, upto)| self.expect_acks(index, feed, upto));
+        }
         for (feed, cursor) in back {
             let following = self.peers[index].follows.get(&feed);
             if let Some(following) = following.filter(|following| following.cursor.is_none()) {
@@ -259,7 +278,8 @@ impl Writer {
             Duration::ZERO
         } else {
             self.waker.listen();
-            let left = self.look_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
+            let next = self.next_look();
+            let left = next.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
             if self.inbox.is_empty() { left } else { Duration::ZERO }
         };
         let ready = self.crowd.wait(timeout);
@@ -370,7 +390,7 @@ impl Writer {
 }
 
 /// The least time between two looks at who has been stalled for too long.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Sends without waiting. 0 where the socket has no room.
 fn send_now(peer: &Peer, bytes: &[u8]) -> io::Result<usize> {

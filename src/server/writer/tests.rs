@@ -10,7 +10,7 @@ use crate::{
     base::lane,
     config::Policy,
     name::Name,
-    server::connection::Birth,
+    server::{connection::Birth, pager::Errand},
     topic::{Draft, dedupe::Window},
     wire::position::Epoch,
 };
@@ -22,11 +22,13 @@ struct Rig {
     listener: TcpListener,
     // Keeps the lane open.
     _keeper: lane::Receiver<Watch>,
+    _errands: lane::Receiver<Errand>,
 }
 
 fn rig() -> Rig {
     let (inlet, inbox) = lane::open(lane::COMMANDS);
     let (keeper, _keeper) = lane::open(lane::DEADLINES);
+    let (errands, _errands) = lane::open(lane::PAGES);
     let waker = Arc::new(Waker::new().unwrap());
     let parts = WriterParts {
         index: 0,
@@ -35,12 +37,14 @@ fn rig() -> Rig {
         keeper,
         roster: Arc::new(Roster::new(Arc::default())),
         settings: ConnectionSettings::default(),
+        acks: AckSettings::default(),
+        pager: PagerHandle::new(errands),
         clock: Clock::default(),
         metrics: Arc::default(),
     };
     let writer = Writer::new(parts).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    Rig { writer, handle: WriterHandle { inlet, waker }, listener, _keeper }
+    Rig { writer, handle: WriterHandle { inlet, waker }, listener, _keeper, _errands }
 }
 
 impl Rig {
@@ -62,7 +66,13 @@ impl Rig {
     fn follow(&mut self, connection: u64, topic: &Arc<Topic>, seq: u64, by: By) {
         assert!(topic.follow(0));
         let (topic, start) = (Arc::clone(topic), Start { seq, recovery: None });
-        self.writer.obey(Command::Follow(Box::new(Follow { connection, topic, start, by })));
+        self.writer.obey(Command::Follow(Box::new(Follow {
+            connection,
+            topic,
+            start,
+            by,
+            acks: None,
+        })));
     }
 
     fn unfollow(&mut self, connection: u64, topic: &Arc<Topic>) {
@@ -127,7 +137,7 @@ fn publish(topic: &Topic, events: usize, bytes: usize) {
     let data = format!("\"{}\"", "x".repeat(bytes));
     for _ in 0..events {
         let draft = Draft { user: None, name: None, data: &data, key: None };
-        topic.publish(&draft, 1, Window { uptime_ms: 1, length_ms: 1 }).unwrap();
+        topic.publish(&draft, 1, Window { uptime_ms: 1, length_ms: 1 }, None).unwrap();
     }
 }
 
@@ -241,7 +251,7 @@ fn what_a_pattern_still_has_to_get_a_name_does_not_skip() {
     let (connection, subscription) = (0, 1);
     let pattern = Pattern::parse("a/#").unwrap();
     let slow = SlowPolicy::Gap;
-    let open = OpenPattern { connection, subscription, pattern, slow };
+    let open = OpenPattern { connection, subscription, pattern, slow, window: None };
     rig.writer.obey(Command::OpenPattern(Box::new(open)));
     let (request, attached, replaced) = (None, 1, false);
     let opened = PatternOpened { connection, subscription, request, attached, replaced };
@@ -283,7 +293,7 @@ fn who_is_lost_while_a_pattern_opens_leaves_no_follower_behind() {
     let client = rig.attach(0, None);
     let (connection, subscription) = (0, 1);
     let (pattern, slow) = (Pattern::parse("a/#").unwrap(), SlowPolicy::Gap);
-    let open = OpenPattern { connection, subscription, pattern, slow };
+    let open = OpenPattern { connection, subscription, pattern, slow, window: None };
     rig.writer.obey(Command::OpenPattern(Box::new(open)));
     rig.follow(0, &topic, 0, By::Pattern { subscription });
     assert_eq!(topic.followers(), 1);

@@ -11,6 +11,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::OnceLock,
     thread::{self, Thread},
+    time::Duration,
 };
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -58,17 +59,20 @@ impl Waker {
         }
     }
 
-    /// Sleeps until somebody rings, unless `is_empty` says that the lane has something. May also
-    /// return for no reason.
+    /// Sleeps until somebody rings or `limit` has passed, unless `is_empty` says that the lane has
+    /// something. May also return for no reason.
     ///
     /// # Blocking
     ///
-    /// Until a command comes. To be called by the writer alone.
-    pub(crate) fn park(&self, is_empty: impl FnOnce() -> bool) {
+    /// Until a command comes, or up to `limit`. To be called by the writer alone.
+    pub(crate) fn park(&self, limit: Option<Duration>, is_empty: impl FnOnce() -> bool) {
         self.thread.get_or_init(thread::current);
         self.fall_asleep(Sleep::Parked);
         if is_empty() {
-            thread::park();
+            match limit {
+                Some(limit) => thread::park_timeout(limit),
+                None => thread::park(),
+            }
         }
         self.sleep.store(Sleep::Awake as u8, Ordering::Relaxed);
     }

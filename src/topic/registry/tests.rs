@@ -5,9 +5,11 @@ use std::thread;
 use super::*;
 use crate::{config::TopicRule, name::Filter, wire::position::From};
 
+const DAY: Duration = Duration::from_secs(86_400);
+
 fn registry(settings: TopicSettings) -> (Registry, Clock) {
     let clock = Clock::manual(1_000_000);
-    (Registry::new(settings, 2, clock.clone(), Arc::default()), clock)
+    (Registry::new(settings, 2, clock.clone(), Arc::default(), None), clock)
 }
 
 fn name(text: &str) -> Name {
@@ -15,12 +17,12 @@ fn name(text: &str) -> Name {
 }
 
 fn open(registry: &Registry, topic: &str) -> Arc<Topic> {
-    registry.open(&name(topic), |_, _| {}).unwrap()
+    registry.open(&name(topic), |_, _| {}).unwrap().0
 }
 
 fn publish(registry: &Registry, topic: &Topic, data: &str) -> Option<Publication> {
     let draft = Draft { user: None, name: None, data, key: None };
-    registry.publish(topic, &draft, registry.clock.unix_ms())
+    registry.publish(topic, &draft, registry.clock.unix_ms(), None)
 }
 
 #[test]
@@ -182,7 +184,7 @@ fn a_quiet_topic_keeps_its_position_until_it_is_forgotten() {
     publish(&registry, &topic, "1");
     let epoch = topic.look(|log| log.epoch());
     clock.advance(Duration::from_secs(50));
-    registry.sweep();
+    registry.sweep(DAY);
     let quiet = registry.find("a").unwrap();
     assert_eq!(
         quiet.look(|log| (log.epoch(), log.len(), log.start(&From::Live).seq)),
@@ -190,7 +192,7 @@ fn a_quiet_topic_keeps_its_position_until_it_is_forgotten() {
     );
     assert_eq!(registry.bytes(), 0);
     clock.advance(Duration::from_secs(100));
-    registry.sweep();
+    registry.sweep(DAY);
     assert!(registry.find("a").is_none());
     assert!(publish(&registry, &topic, "2").is_none(), "whoever holds it looks it up again");
     let again = open(&registry, "a");
@@ -205,7 +207,7 @@ fn keys_that_a_duplicate_found_to_forget_are_no_longer_counted() {
     let topic = open(&registry, "a");
     let keyed = |key, now_ms| {
         let draft = Draft { user: None, name: None, data: "1", key: Some(key) };
-        registry.publish(&topic, &draft, now_ms).unwrap().receipt.duplicate
+        registry.publish(&topic, &draft, now_ms, None).unwrap().receipt.duplicate
     };
     assert!(!keyed("old", 1_000));
     clock.advance(Duration::from_millis(60));
@@ -215,7 +217,7 @@ fn keys_that_a_duplicate_found_to_forget_are_no_longer_counted() {
     assert_eq!(registry.bytes(), topic.bytes());
     assert!(!keyed("old", 1_000), "its window has ended");
     clock.advance(Duration::from_millis(100));
-    registry.sweep();
+    registry.sweep(DAY);
     assert_eq!(registry.bytes(), topic.look(|log| log.bytes()), "no key is left");
 }
 

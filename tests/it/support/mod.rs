@@ -3,8 +3,10 @@
 
 pub mod frame;
 pub mod http;
+pub mod ledger;
 pub mod node;
 pub mod peer;
 pub mod proxy;
+pub mod relay;
 pub mod wait;
 pub mod witness;

@@ -60,6 +60,16 @@ impl Node {
         Node::spawn(command, None)
     }
 
+    /// A relay whose topics are all durable, in `dir`, with further flags.
+    #[track_caller]
+    #[must_use]
+    pub fn durable(dir: &Scratch, flags: &[&str]) -> Node {
+        let mut command = Command::new(BINARY);
+        command.args(["serve", "--listen", "127.0.0.1:0", "--durable", "--data-dir"]);
+        command.arg(dir.path()).args(flags);
+        Node::spawn(command, None)
+    }
+
     /// A relay with a configuration file, which can be replaced later.
     #[track_caller]
     #[must_use]
@@ -259,7 +269,7 @@ fn collect(
     })
 }
 
-/// A file of one test, removed with it.
+/// A file or directory of one test, removed with it.
 pub struct Scratch(PathBuf);
 
 impl Scratch {
@@ -279,7 +289,9 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        fs::remove_file(&self.0).ok();
+        if fs::remove_file(&self.0).is_err() {
+            fs::remove_dir_all(&self.0).ok();
+        }
     }
 }
 

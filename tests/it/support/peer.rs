@@ -66,6 +66,17 @@ impl Peer {
         Peer::over(stream, &rest)
     }
 
+    /// A peer, unless the relay goes away meanwhile.
+    #[must_use]
+    pub fn try_connect(addr: SocketAddr) -> Option<Peer> {
+        let mut stream = TcpStream::connect_timeout(&addr, LIMIT).ok()?;
+        stream.set_write_timeout(Some(LIMIT)).ok()?;
+        stream.set_nodelay(true).ok()?;
+        stream.write_all(upgrade_request(addr, "").as_bytes()).ok()?;
+        let (head, rest) = try_read_head(&mut stream).ok()?;
+        head.starts_with("HTTP/1.1 101 ").then(|| Peer::over(stream, &rest))
+    }
+
     /// A peer on a connection that has been upgraded already; `rest` came after the head.
     #[must_use]
     pub fn over(stream: TcpStream, rest: &[u8]) -> Peer {
@@ -103,6 +114,11 @@ impl Peer {
     #[track_caller]
     pub fn send_text(&mut self, text: &str) {
         self.send_raw(&frame::masked(frame::TEXT, text.as_bytes()));
+    }
+
+    /// As [`Peer::send`], to a relay that may have gone away; whether it left.
+    pub fn try_send(&mut self, message: &Value) -> bool {
+        self.try_send_raw(&frame::masked(frame::TEXT, message.to_string().as_bytes()))
     }
 
     #[track_caller]
@@ -377,17 +393,22 @@ pub fn upgrade_request(addr: SocketAddr, extra: &str) -> String {
 #[track_caller]
 #[must_use]
 pub fn read_head(stream: &mut TcpStream) -> (String, Vec<u8>) {
-    stream.set_read_timeout(Some(LIMIT)).expect("set a read timeout");
+    try_read_head(stream).expect("read the head")
+}
+
+fn try_read_head(stream: &mut TcpStream) -> io::Result<(String, Vec<u8>)> {
+    stream.set_read_timeout(Some(LIMIT))?;
     let mut head = Vec::new();
     let mut bytes = [0; 4_096];
     loop {
         if let Some(at) = head.windows(4).position(|window| window == b"\r\n\r\n") {
             let rest = head.split_off(at + 4);
-            return (String::from_utf8(head).expect("the head is text"), rest);
+            return Ok((String::from_utf8(head).expect("the head is text"), rest));
         }
-        let count = stream.read(&mut bytes).expect("read the head");
-        assert_ne!(count, 0, "the connection ended in the head: {head:?}");
-        head.extend_from_slice(&bytes[..count]);
+        match stream.read(&mut bytes)? {
+            0 => return Err(ErrorKind::UnexpectedEof.into()),
+            count => head.extend_from_slice(&bytes[..count]),
+        }
     }
 }
 

@@ -1,0 +1,365 @@
+//! Cursors whose events must be acknowledged: how far they may go, and when they go back.
+//!
+//! A cursor that acknowledges stands with its group as any other while its window has room. Beyond
+//! that it is parked until an acknowledgement comes. Sending again is moving it back.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    AckSetup, AckTopic, Writer,
+    deliver::address,
+    peer::{Following, Parked},
+};
+use crate::{
+    base::sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    name::UserName,
+    server::pager::{Burial, BurialDone, Buried, Errand},
+    topic::Topic,
+    wire::{codes::GapReason, reply},
+};
+
+/// What a reader and its writer share of one cursor.
+#[derive(Debug, Default)]
+pub(crate) struct AckCell {
+    /// Acknowledged: this event and all before it.
+    acked: AtomicU64,
+    /// The newest event that was sent, or is about to be.
+    offered: AtomicU64,
+    /// The cursor waits for an acknowledgement.
+    blocked: AtomicBool,
+}
+
+impl AckCell {
+    pub(crate) fn new(acked: u64) -> Self {
+        let number = || AtomicU64::new(acked);
+        Self { acked: number(), offered: number(), blocked: AtomicBool::new(false) }
+    }
+
+    /// Notes an acknowledgement. Returns whether the writer must be told.
+    pub(crate) fn acknowledge(&self, seq: u64) -> bool {
+        // SeqCst here and in `block`: either the writer sees the acknowledgement when it looks once
+        // more after saying that it waits, or this sees that it waits.
+        self.acked.fetch_max(seq, Ordering::SeqCst);
+        self.blocked.load(Ordering::SeqCst) && self.blocked.swap(false, Ordering::SeqCst)
+    }
+
+    /// The newest event that the client can have.
+    pub(crate) fn offered(&self) -> u64 {
+        // Relaxed: the client cannot have an event whose offer is not long done.
+        self.offered.load(Ordering::Relaxed)
+    }
+
+    fn offer(&self, seq: u64) {
+        self.offered.fetch_max(seq, Ordering::Relaxed);
+    }
+
+    fn acked(&self) -> u64 {
+        self.acked.load(Ordering::SeqCst)
+    }
+
+    /// Says that the cursor waits.
+    fn block(&self) {
+        self.blocked.store(true, Ordering::SeqCst);
+    }
+}
+
+/// One cursor's acknowledgements, as its writer sees them.
+#[derive(Clone, Debug)]
+pub(super) struct Acks {
+    cell: Arc<AckCell>,
+    window: u64,
+    /// What was acknowledged when this was last looked at.
+    acked: u64,
+    /// Up to which event was sent when, oldest first; only what is not acknowledged.
+    sent: VecDeque<(u64, Instant)>,
+    /// How often the first event that is not acknowledged was sent.
+    deliveries: u32,
+    consumer: Option<(UserName, u64)>,
+}
+
+/// Events sent within this time have one time.
+const MERGE: Duration = Duration::from_millis(5);
+/// Least time between two looks at who has not acknowledged for too long.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+impl Acks {
+    pub(super) fn new(setup: &AckSetup, acked: u64) -> Self {
+        setup.cell.acked.fetch_max(acked, Ordering::SeqCst);
+        setup.cell.offer(acked);
+        Self {
+            cell: Arc::clone(&setup.cell),
+            window: setup.window,
+            acked,
+            sent: VecDeque::new(),
+            deliveries: setup.deliveries.saturating_add(1),
+            consumer: setup.consumer.clone(),
+        }
+    }
+
+    /// The last event that may be sent now.
+    pub(super) fn limit(&self) -> u64 {
+        self.cell.acked().saturating_add(self.window)
+    }
+
+    pub(super) fn offer(&self, upto: u64) {
+        self.cell.offer(upto);
+    }
+
+    /// Notes that events up to `upto` have gone.
+    pub(super) fn note_sent(&mut self, upto: u64, now: Instant) {
+        match self.sent.back_mut() {
+            Some((last, at)) if now.saturating_duration_since(*at) < MERGE => {
+                *last = upto.max(*last);
+            }
+            _ => self.sent.push_back((upto, now)),
+        }
+    }
+
+    /// Looks what was acknowledged.
+    fn settle(&mut self) {
+        let acked = self.cell.acked();
+        if self.acked < acked {
+            self.acked = acked;
+            self.deliveries = 1;
+            while self.sent.front().is_some_and(|(upto, _)| *upto <= acked) {
+                self.sent.pop_front();
+            }
+        }
+    }
+}
+
+/// What became of a cursor whose time was looked at.
+enum Look {
+    /// Nothing before this moment.
+    Later(Instant),
+    /// Nothing of it waits to be acknowledged.
+    Idle,
+    Overdue,
+}
+
+impl Writer {
+    /// Notes when the first of the events that have just gone must be acknowledged.
+    pub(super) fn expect_acks(&mut self, index: usize, feed: usize, upto: u64) {
+        let now = self.now();
+        let following = self.peers[index].follows.get_mut(&feed);
+        if let Some(acks) = following.and_then(|following| following.acks.as_mut()) {
+            acks.note_sent(upto, now);
+            let at = now + self.acks.timeout;
+            self.ack_at.get_or_insert(at);
+        }
+    }
+
+    /// Parks a cursor whose window is full. Returns whether it has to wait.
+    pub(super) fn park_for_window(&mut self, index: usize, feed: usize) -> bool {
+        let peer = &mut self.peers[index];
+        let Some(following) = peer.follows.get_mut(&feed) else { return false };
+        let (Some(acks), Some(cursor)) = (&following.acks, following.cursor) else { return false };
+        acks.cell.block();
+        if cursor < acks.limit() {
+            return false;
+        }
+        following.parked = Some(Parked::Window);
+        peer.behind.retain(|behind| *behind != feed);
+        peer.window_full.push(feed);
+        true
+    }
+
+    /// A connection has acknowledged something that one of its cursors waits for.
+    pub(super) fn acked(&mut self, connection: u64) {
+        let Some(&index) = self.by_connection.get(&connection) else { return };
+        for feed in std::mem::take(&mut self.peers[index].window_full) {
+            self.unpark(index, feed, Parked::Window);
+        }
+    }
+
+    /// A connection has acknowledged an event of a topic that a pattern brought.
+    pub(super) fn ack_topic(&mut self, ack: &AckTopic) {
+        let Some(&index) = self.by_connection.get(&ack.connection) else { return };
+        let Some(&feed) = self.by_topic.get(&address(&ack.topic)) else { return };
+        let following = self.peers[index].follows.get(&feed);
+        if let Some(acks) = following.and_then(|following| following.acks.as_ref()) {
+            // Who acknowledges what was not sent acknowledges what was.
+            if acks.cell.acknowledge(ack.seq.min(acks.cell.offered())) {
+                self.acked(ack.connection);
+            }
+        }
+    }
+
+    /// Lets a cursor go on that was parked for `why`.
+    pub(super) fn unpark(&mut self, index: usize, feed: usize, why: Parked) -> bool {
+        let peer = &mut self.peers[index];
+        let Some(following) = peer.follows.get_mut(&feed) else { return false };
+        if following.parked != Some(why) {
+            return false;
+        }
+        following.parked = None;
+        peer.behind.push_back(feed);
+        self.queue_lagging(index);
+        true
+    }
+
+    /// Sends again what was not acknowledged in time, and computes when to look again.
+    pub(super) fn look_after_acks(&mut self) {
+        let now = self.now();
+        if self.ack_at.is_none_or(|at| now < at) {
+            return;
+        }
+        let timeout = self.acks.timeout;
+        let mut next: Option<Instant> = None;
+        let mut overdue = Vec::new();
+        for (index, peer) in &mut self.peers {
+            if peer.acking == 0 {
+                continue;
+            }
+            for (feed, following) in &mut peer.follows {
+                match look(following, timeout, now) {
+                    Look::Overdue => overdue.push((index, *feed)),
+                    Look::Later(at) => next = Some(next.map_or(at, |next| next.min(at))),
+                    Look::Idle => {}
+                }
+            }
+        }
+        self.ack_at = next.map(|at| at.max(now + LOOK_AGAIN));
+        for (index, feed) in overdue {
+            self.redeliver(index, feed);
+        }
+    }
+
+    /// The first event that is not acknowledged was sent and is overdue: it is sent again, with all
+    /// after it, or put aside if it was sent often enough.
+    fn redeliver(&mut self, index: usize, feed: usize) {
+        let topic = Arc::clone(&self.feeds[feed].topic);
+        let Some(following) = self.peers[index].follows.get_mut(&feed) else { return };
+        let Some(acks) = &mut following.acks else { return };
+        let deliveries = match &acks.consumer {
+            None => acks.deliveries.saturating_add(1),
+            Some((name, fence)) => {
+                match topic.consumers(|consumers, _| consumers.redeliver(name, *fence)) {
+                    Some(deliveries) => deliveries,
+                    // Somebody else has it; this connection is about to hear of it.
+                    None => return,
+                }
+            }
+        };
+        acks.deliveries = deliveries;
+        let again = acks.sent.back().map_or(0, |(upto, _)| upto - acks.acked);
+        self.go_back(index, feed);
+        if self.acks.max_deliveries < deliveries {
+            self.bury(index, feed, &topic);
+        } else {
+            self.metrics.redelivered.add(again);
+        }
+    }
+
+    /// Moves a cursor back to what was acknowledged.
+    fn go_back(&mut self, index: usize, feed: usize) {
+        let peer = &mut self.peers[index];
+        let Some(following) = peer.follows.get_mut(&feed) else { return };
+        let Some(acks) = &mut following.acks else { return };
+        acks.sent.clear();
+        let (acked, before, slot) = (acks.acked, following.cursor, following.slot);
+        following.cursor = Some(acked);
+        match (before, following.parked.take()) {
+            (None, _) => {
+                peer.behind.push_back(feed);
+                self.leave_group(index, feed, slot);
+            }
+            (Some(_), Some(Parked::Page)) => {
+                // The page that comes is not the one that it waits for now.
+                peer.paging -= 1;
+                peer.behind.push_back(feed);
+            }
+            (Some(_), Some(Parked::Window | Parked::Burial)) => {
+                peer.window_full.retain(|parked| *parked != feed);
+                peer.behind.push_back(feed);
+            }
+            (Some(_), None) => {}
+        }
+        self.queue_lagging(index);
+    }
+
+    /// Has the first event that is not acknowledged put aside, if the cursor's setup or its last
+    /// look said so.
+    fn bury(&mut self, index: usize, feed: usize, topic: &Arc<Topic>) {
+        let peer = &mut self.peers[index];
+        let Some(following) = peer.follows.get_mut(&feed) else { return };
+        let Some(acks) = &following.acks else { return };
+        let burial = Burial {
+            writer: self.index,
+            connection: peer.connection.id,
+            topic: Arc::clone(topic),
+            seq: acks.acked + 1,
+            deliveries: acks.deliveries.saturating_sub(1),
+            consumer: acks.consumer.clone(),
+        };
+        // Where it cannot be asked for now, the event is sent once more.
+        if self.pager.offer(Errand::Bury(Box::new(burial))) {
+            following.parked = Some(Parked::Burial);
+            peer.behind.retain(|behind| *behind != feed);
+        }
+    }
+
+    /// Puts aside what earlier holders of a consumer did not acknowledge often enough.
+    pub(super) fn bury_if_due(&mut self, index: usize, feed: usize) {
+        let topic = Arc::clone(&self.feeds[feed].topic);
+        let following = self.peers[index].follows.get(&feed);
+        let Some(acks) = following.and_then(|following| following.acks.as_ref()) else { return };
+        if self.acks.max_deliveries < acks.deliveries && acks.acked < topic.look(|log| log.tail()) {
+            self.go_back(index, feed);
+            self.bury(index, feed, &topic);
+        }
+    }
+
+    /// An event was put aside, or could not be.
+    pub(super) fn buried(&mut self, done: &BurialDone) {
+        let BurialDone { connection, topic, seq, outcome } = done;
+        let Some(&index) = self.by_connection.get(connection) else { return };
+        let Some(&feed) = self.by_topic.get(&address(topic)) else { return };
+        let Some(following) = self.peers[index].follows.get_mut(&feed) else { return };
+        let Some(acks) = &mut following.acks else { return };
+        if following.parked != Some(Parked::Burial) || acks.acked + 1 != *seq {
+            return;
+        }
+        if *outcome == Buried::Done {
+            acks.cell.offer(*seq);
+            _ = acks.cell.acknowledge(*seq);
+            acks.settle();
+            following.cursor = Some(*seq);
+            self.metrics.gaps.add(GapReason::DeadLetter, 1);
+            self.metrics.gap_events.add(GapReason::DeadLetter, 1);
+            let name = topic.name().as_str();
+            self.control(index, |out| reply::gap(out, name, *seq, *seq, GapReason::DeadLetter));
+        }
+        self.unpark(index, feed, Parked::Burial);
+    }
+
+    /// The log has lost events up to `upto`: nobody can acknowledge them any more.
+    pub(super) fn forgive(&mut self, index: usize, feed: usize, upto: u64) {
+        let topic = Arc::clone(&self.feeds[feed].topic);
+        let now_ms = self.clock.unix_ms();
+        let following = self.peers[index].follows.get_mut(&feed);
+        let Some(acks) = following.and_then(|following| following.acks.as_mut()) else { return };
+        acks.cell.offer(upto);
+        _ = acks.cell.acknowledge(upto);
+        acks.settle();
+        if let Some((name, fence)) = &acks.consumer {
+            topic.consumers(|consumers, _| consumers.acknowledge(name, *fence, upto, now_ms));
+        }
+    }
+}
+
+fn look(following: &mut Following, timeout: Duration, now: Instant) -> Look {
+    let parked = following.parked;
+    let Some(acks) = &mut following.acks else { return Look::Idle };
+    acks.settle();
+    match acks.sent.front() {
+        None => Look::Idle,
+        Some(_) if parked == Some(Parked::Burial) => Look::Idle,
+        Some((_, at)) if *at + timeout <= now => Look::Overdue,
+        Some((_, at)) => Look::Later(*at + timeout),
+    }
+}

@@ -1,0 +1,303 @@
+//! The consumers of one topic: named positions, and who holds them.
+//!
+//! Pure data: time comes in as an argument. A consumer belongs to one connection at a time; whoever
+//! claims it gets a higher fence, and what an earlier holder says after that changes nothing.
+
+use std::collections::HashMap;
+
+use crate::{
+    name::UserName,
+    store::{ConsumerChange, ConsumerState, TopicId},
+};
+
+/// All consumers of one topic.
+#[derive(Debug, Default)]
+pub struct Consumers {
+    by_name: HashMap<UserName, Consumer>,
+    /// Those that changed since the store was last told.
+    dirty: Vec<UserName>,
+    /// Names that were removed and that the store may still have.
+    removed: Vec<UserName>,
+    last_fence: u64,
+}
+
+#[derive(Debug)]
+struct Consumer {
+    state: ConsumerState,
+    holder: Option<Holder>,
+    /// Changed since the store was last told: among the dirty ones.
+    is_dirty: bool,
+}
+
+/// A connection that holds a consumer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder {
+    pub connection: u64,
+    /// The writer that owns the connection.
+    pub writer: usize,
+    pub fence: u64,
+}
+
+/// What a claim brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    pub fence: u64,
+    /// The acknowledged position.
+    pub seq: u64,
+    /// How often the event after it was delivered before.
+    pub deliveries: u32,
+    pub is_new: bool,
+    /// Who held it until now.
+    pub previous: Option<Holder>,
+}
+
+/// A consumer as a list shows it.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    pub name: UserName,
+    pub state: ConsumerState,
+    pub holder: Option<Holder>,
+}
+
+impl Consumers {
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+
+    #[must_use]
+    pub fn contains(&self, name: &UserName) -> bool {
+        self.by_name.contains_key(name)
+    }
+
+    /// Takes over what the store has.
+    pub fn restore(&mut self, name: UserName, state: ConsumerState) {
+        self.by_name.insert(name, Consumer { state, holder: None, is_dirty: false });
+    }
+
+    /// Makes `connection` the holder of `name`, which begins after event `seq` if it is new.
+    /// `tail` is the newest event that it could be sent.
+    pub fn claim(
+        &mut self,
+        name: &UserName,
+        (connection, writer): (u64, usize),
+        (seq, tail): (u64, u64),
+        now_ms: u64,
+    ) -> Claim {
+        self.last_fence += 1;
+        let fence = self.last_fence;
+        let is_new = !self.by_name.contains_key(name);
+        let consumer = self.by_name.entry(name.clone()).or_insert_with(|| Consumer {
+            state: ConsumerState { seq, deliveries: 0, used_ms: now_ms },
+            holder: None,
+            is_dirty: false,
+        });
+        self.removed.retain(|removed| removed != name);
+        let previous = consumer.holder.replace(Holder { connection, writer, fence });
+        let ConsumerState { seq, deliveries, .. } = consumer.state;
+        // Whoever holds it is sent the next event; if it goes away without a word, that counted.
+        consumer.state.deliveries = deliveries.saturating_add(u32::from(seq < tail));
+        consumer.state.used_ms = now_ms;
+        consumer.soil(name, &mut self.dirty);
+        Claim { fence, seq, deliveries, is_new, previous }
+    }
+
+    /// Takes back a claim that made a consumer: it could not be stored.
+    pub fn unmake(&mut self, name: &UserName, fence: u64) -> bool {
+        let is_held = self.held(name, fence).is_some();
+        if is_held {
+            self.by_name.remove(name);
+            self.removed.push(name.clone());
+        }
+        is_held
+    }
+
+    /// Moves `name` to `seq`, if `fence` still holds it and it moves forward.
+    pub fn acknowledge(&mut self, name: &UserName, fence: u64, seq: u64, now_ms: u64) -> bool {
+        let Some((consumer, dirty)) = self.held(name, fence) else { return false };
+        if seq <= consumer.state.seq {
+            return false;
+        }
+        // The event after it has been sent to this holder, or will be.
+        consumer.state = ConsumerState { seq, deliveries: 1, used_ms: now_ms };
+        consumer.soil(name, dirty);
+        true
+    }
+
+    /// Notes that the event after the position is sent once more. Returns how often that makes.
+    pub fn redeliver(&mut self, name: &UserName, fence: u64) -> Option<u32> {
+        let (consumer, dirty) = self.held(name, fence)?;
+        consumer.state.deliveries = consumer.state.deliveries.saturating_add(1);
+        consumer.soil(name, dirty);
+        Some(consumer.state.deliveries)
+    }
+
+    /// Ends the hold of `fence`.
+    pub fn release(&mut self, name: &UserName, fence: u64, now_ms: u64) {
+        if let Some((consumer, dirty)) = self.held(name, fence) {
+            consumer.holder = None;
+            consumer.state.used_ms = now_ms;
+            consumer.soil(name, dirty);
+        }
+    }
+
+    /// Removes those that nobody holds and nobody held since `unused_since_ms`. Returns how many.
+    pub fn expire(&mut self, unused_since_ms: u64) -> u64 {
+        let is_idle = |consumer: &Consumer| {
+            consumer.holder.is_none() && consumer.state.used_ms <= unused_since_ms
+        };
+        let idle = self.by_name.iter().filter(|(_, consumer)| is_idle(consumer));
+        let idle: Vec<UserName> = idle.map(|(name, _)| name.clone()).collect();
+        for name in &idle {
+            self.by_name.remove(name);
+        }
+        let count = idle.len() as u64;
+        self.removed.extend(idle);
+        count
+    }
+
+    /// Whether the store has to be told something.
+    #[must_use]
+    pub fn is_dirty(&self) -> bool {
+        !self.removed.is_empty() || !self.dirty.is_empty()
+    }
+
+    /// What the store has to be told; it counts as told.
+    pub fn take_changes(&mut self, topic: TopicId) -> Vec<ConsumerChange> {
+        let mut changes = Vec::with_capacity(self.dirty.len() + self.removed.len());
+        for name in std::mem::take(&mut self.dirty) {
+            // It may have been removed since.
+            if let Some(consumer) = self.by_name.get_mut(&name) {
+                consumer.is_dirty = false;
+                changes.push(ConsumerChange { topic, name, state: Some(consumer.state) });
+            }
+        }
+        let gone = self.removed.drain(..);
+        changes.extend(gone.map(|name| ConsumerChange { topic, name, state: None }));
+        changes
+    }
+
+    /// Has the store told everything again: what it was told may not have arrived.
+    pub fn repeat(&mut self, changes: Vec<ConsumerChange>) {
+        for ConsumerChange { name, .. } in changes {
+            match self.by_name.get_mut(&name) {
+                Some(consumer) => consumer.soil(&name, &mut self.dirty),
+                None => self.removed.push(name),
+            }
+        }
+    }
+
+    /// All of them, by name.
+    #[must_use]
+    pub fn list(&self) -> Vec<Listed> {
+        let mut list: Vec<Listed> = self
+            .by_name
+            .iter()
+            .map(|(name, consumer)| Listed {
+                name: name.clone(),
+                state: consumer.state,
+                holder: consumer.holder,
+            })
+            .collect();
+        list.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        list
+    }
+
+    fn held(&mut self, name: &UserName, fence: u64) -> Option<(&mut Consumer, &mut Vec<UserName>)> {
+        let consumer = self.by_name.get_mut(name)?;
+        let is_held = consumer.holder.is_some_and(|holder| holder.fence == fence);
+        is_held.then_some((consumer, &mut self.dirty))
+    }
+}
+
+impl Consumer {
+    /// Notes that the store is to be told of it.
+    fn soil(&mut self, name: &UserName, dirty: &mut Vec<UserName>) {
+        if !std::mem::replace(&mut self.is_dirty, true) {
+            dirty.push(name.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> UserName {
+        UserName::parse(text).unwrap()
+    }
+
+    fn state(consumers: &Consumers, name: &str) -> ConsumerState {
+        let listed = consumers.list().into_iter().find(|listed| listed.name.as_str() == name);
+        listed.unwrap().state
+    }
+
+    #[test]
+    fn what_an_earlier_holder_says_changes_nothing() {
+        let mut consumers = Consumers::default();
+        let first = consumers.claim(&name("a"), (1, 0), (5, 9), 10);
+        assert!(first.is_new && consumers.acknowledge(&name("a"), first.fence, 7, 20));
+        let second = consumers.claim(&name("a"), (2, 1), (99, 99), 30);
+        assert_eq!((second.seq, second.is_new), (7, false));
+        assert_eq!(second.previous.map(|holder| holder.connection), Some(1));
+        assert!(!consumers.acknowledge(&name("a"), first.fence, 9, 40));
+        assert_eq!(consumers.redeliver(&name("a"), first.fence), None);
+        consumers.release(&name("a"), first.fence, 50);
+        assert!(consumers.acknowledge(&name("a"), second.fence, 8, 60));
+        assert!(!consumers.acknowledge(&name("a"), second.fence, 8, 70), "not backwards");
+        assert_eq!(state(&consumers, "a").seq, 8);
+    }
+
+    #[test]
+    fn every_holder_and_every_redelivery_counts_as_a_delivery_until_an_acknowledgement() {
+        let mut consumers = Consumers::default();
+        for expected in 0..3 {
+            let claim = consumers.claim(&name("a"), (1, 0), (0, 9), 0);
+            assert_eq!(claim.deliveries, expected);
+            consumers.release(&name("a"), claim.fence, 0);
+        }
+        let claim = consumers.claim(&name("a"), (1, 0), (0, 9), 0);
+        assert_eq!(consumers.redeliver(&name("a"), claim.fence), Some(5));
+        consumers.acknowledge(&name("a"), claim.fence, 1, 0);
+        assert_eq!(consumers.redeliver(&name("a"), claim.fence), Some(2));
+    }
+
+    #[test]
+    fn holding_a_consumer_that_has_everything_is_no_delivery() {
+        let mut consumers = Consumers::default();
+        for _ in 0..9 {
+            assert_eq!(consumers.claim(&name("a"), (1, 0), (4, 4), 0).deliveries, 0);
+        }
+    }
+
+    #[test]
+    fn the_store_is_told_each_change_once_and_again_if_it_did_not_arrive() {
+        let mut consumers = Consumers::default();
+        let claim = consumers.claim(&name("a"), (1, 0), (3, 9), 10);
+        let told = consumers.take_changes(7);
+        assert_eq!(told.len(), 1);
+        assert!(!consumers.is_dirty());
+        consumers.repeat(told);
+        assert_eq!(consumers.take_changes(7).len(), 1);
+        consumers.release(&name("a"), claim.fence, 20);
+        assert_eq!(consumers.expire(19), 0);
+        assert_eq!(consumers.expire(20), 1);
+        assert!(consumers.is_empty());
+        let told = consumers.take_changes(7);
+        assert_eq!(told.iter().map(|change| change.state).collect::<Vec<_>>(), [None]);
+        consumers.repeat(told);
+        assert_eq!(consumers.take_changes(7).len(), 1);
+    }
+
+    #[test]
+    fn a_consumer_that_is_held_does_not_expire() {
+        let mut consumers = Consumers::default();
+        consumers.claim(&name("a"), (1, 0), (0, 9), 10);
+        assert_eq!(consumers.expire(u64::MAX), 0);
+    }
+}
