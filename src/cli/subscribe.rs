@@ -412,18 +412,18 @@ fn print_all(
 /// Prints what is stored now.
 fn stored(
     client: &Client,
-    subscriptions: Vec<Subscription>,
+    mut subscriptions: Vec<Subscription>,
     printer: &mut Printer,
     limits: &Limits,
 ) -> Result<(), Failure> {
-    let outcome = print_stored(client, subscriptions, printer, limits);
+    let outcome = print_stored(client, &mut subscriptions, printer, limits);
     let finished = printer.finish(client);
     outcome.and(finished)
 }
 
 fn print_stored(
     client: &Client,
-    mut subscriptions: Vec<Subscription>,
+    subscriptions: &mut [Subscription],
     printer: &mut Printer,
     limits: &Limits,
 ) -> Result<(), Failure> {
