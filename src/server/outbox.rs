@@ -83,16 +83,24 @@ impl Outbox {
         self.inner.with(|inner| inner.offer(bytes_max, write))
     }
 
-    /// Notes that a reply of at most `bytes` comes later, from another thread.
-    pub(crate) fn promise(&self, bytes: usize) {
-        self.inner.with(|inner| inner.promised += bytes);
+    /// Notes that a reply of at most `bytes` comes later, from another thread. Last words that are
+    /// said meanwhile wait for it. `false` if they have been said already.
+    pub(crate) fn promise(&self, bytes: usize) -> bool {
+        self.inner.with(|inner| {
+            let is_open = !inner.has_ended();
+            inner.promised += if is_open { bytes } else { 0 };
+            is_open
+        })
     }
 
-    /// Adds a reply that was promised with `bytes`.
+    /// Adds a reply that was promised with `bytes`. The writer is to be told, even if it is empty:
+    /// last words may have waited for it.
     pub(crate) fn keep_promise(&self, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) {
         self.inner.with(|inner| {
             inner.promised = inner.promised.saturating_sub(bytes);
-            inner.offer(usize::MAX, write);
+            if !inner.closed && !matches!(inner.last_words, LastWords::Taken) {
+                write(&mut inner.bytes);
+            }
         });
     }
 
@@ -139,11 +147,14 @@ impl Outbox {
         !self.told.swap(true, Ordering::AcqRel)
     }
 
-    /// Takes all that waits. What is appended after this tells the writer again.
+    /// Takes all that waits; last words only when no reply is promised any more. What is appended after this tells the writer again.
     pub(crate) fn take(&self) -> Taken {
         self.told.swap(false, Ordering::AcqRel);
         let taken = self.inner.with(|inner| {
             let bytes = std::mem::take(&mut inner.bytes);
+            if 0 < inner.promised {
+                return Taken { bytes, last_words: None };
+            }
             let last_words = match std::mem::replace(&mut inner.last_words, LastWords::Taken) {
                 LastWords::Said(words) => Some(words),
                 before @ (LastWords::Unsaid | LastWords::Taken) => {
@@ -222,12 +233,26 @@ mod tests {
     #[test]
     fn what_is_promised_takes_room_until_it_is_there_and_taken() {
         let outbox = Outbox::new();
-        outbox.promise(10);
+        assert!(outbox.promise(10));
         assert_eq!(outbox.offer(10, |out| out.push(1)), Pushed::Full);
         outbox.keep_promise(10, |out| out.extend([7; 4]));
         assert_eq!(outbox.waiting(), 4);
         assert_eq!(outbox.take().bytes, [7; 4]);
         assert_eq!(outbox.waiting(), 0);
+    }
+
+    #[test]
+    fn last_words_wait_for_what_was_promised_before_them() {
+        let outbox = Outbox::new();
+        assert!(outbox.promise(10) && outbox.promise(10));
+        assert_eq!(outbox.finish(|out| out.push(9)), Pushed::Queued);
+        assert!(!outbox.promise(10), "nothing is promised after them");
+        outbox.keep_promise(10, |out| out.push(1));
+        let taken = outbox.take();
+        assert_eq!((taken.bytes, taken.last_words), (vec![1], None));
+        outbox.keep_promise(10, |out| out.push(2));
+        let taken = outbox.take();
+        assert_eq!((taken.bytes, taken.last_words), (vec![2], Some(vec![9])));
     }
 
     #[test]

@@ -31,7 +31,7 @@ use crate::{
         requests::check_writable,
         writer::{By, Command, Follow, OpenPattern, PatternOpened, Unfollow},
     },
-    topic::{Confirm, Draft, Follower, Publication, Topic},
+    topic::{Confirm, Draft, Follower, Topic},
     wire::{
         codes::{CloseCode, Code},
         json,
@@ -498,18 +498,23 @@ fn publish_durable(
     }
     line.make_room();
     let promised = if id.is_some() { PUBLISHED_BYTES } else { 0 };
-    line.connection.outbox.promise(promised);
+    if !line.connection.outbox.promise(promised) {
+        // The last word has been said: nobody would hear that it is stored.
+        return Ok(());
+    }
     let done = line.shared.publish(topic, draft, line.now_ms(), Some((&*publisher, id)));
     let is_pending = done.as_ref().is_ok_and(|done| done.is_pending);
     if !is_pending {
-        line.connection.outbox.keep_promise(promised, |_| {});
+        let connection = &line.connection;
+        connection.outbox.keep_promise(promised, |out| {
+            if let (Ok(done), Some(id)) = (&done, id) {
+                reply::published(out, id, &done.receipt);
+            }
+        });
+        connection.flush();
     }
-    let Publication { receipt, .. } = done?;
-    if !receipt.duplicate {
+    if !done?.receipt.duplicate {
         line.has_news(topic, Transport::WebSocket, draft.data.len());
-    }
-    if !is_pending && let Some(id) = id {
-        line.reply(|out| reply::published(out, id, &receipt));
     }
     Ok(())
 }

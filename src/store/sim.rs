@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    base::sync::Mutex,
+    base::sync::{Condvar, Mutex},
     store::{
         StoreError,
         disk::{Disk, DiskFile, DiskLock},
@@ -53,6 +53,11 @@ struct State {
     capacity: Option<u64>,
     lies: bool,
     steps: [u64; 3],
+    /// Syncs wait.
+    is_held: bool,
+    /// How many do.
+    waiting: usize,
+    released: Arc<Condvar>,
     lock: Arc<()>,
 }
 
@@ -102,6 +107,22 @@ impl SimDisk {
     /// Lets a sync return without doing anything.
     pub fn lie(&self) {
         self.0.lock().lies = true;
+    }
+
+    /// Lets every sync of a file wait, until it is called with `false`.
+    pub fn hold(&self, is_held: bool) {
+        let released = {
+            let mut state = self.0.lock();
+            state.is_held = is_held;
+            Arc::clone(&state.released)
+        };
+        released.notify_all();
+    }
+
+    /// How many syncs wait because of [`SimDisk::hold`].
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.0.lock().waiting
     }
 
     /// The names of the files.
@@ -340,6 +361,12 @@ impl DiskFile for SimFile {
 
     fn sync(&self) -> io::Result<()> {
         let mut state = self.0.lock();
+        while state.is_held {
+            let released = Arc::clone(&state.released);
+            state.waiting += 1;
+            released.wait(&mut state);
+            state.waiting -= 1;
+        }
         if let Err(error) = state.step(Step::Sync) {
             // As Linux does it: the pages count as written although they are not, the next sync
             // does not try again, and what is read still comes from memory.

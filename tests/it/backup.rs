@@ -40,7 +40,7 @@ fn filled() -> (Node, Scratch) {
         let topic = if n % 5 == 0 { "door/\"back\"" } else { "lamp" };
         let publish = json!({"type": "publish", "topic": topic, "data": {"n": n, "u": "\u{e9}"}});
         // The last two are waited for: then all before them are stored.
-        if n < 2_499 { peer.send(&publish) } else { _ = peer.ask(publish, "published") }
+        if n < 2_499 { peer.send(&publish) } else { drop(peer.ask(publish, "published")) }
     }
     peer.subscribe("quiet");
     let consumer = json!({"type": "subscribe", "topic": "lamp", "from": {"last": 9},

@@ -25,6 +25,8 @@ pub mod crash;
 
 pub mod kill;
 
+pub mod slow_disk;
+
 pub mod dedupe;
 
 pub mod isolation;

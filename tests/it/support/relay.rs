@@ -67,9 +67,8 @@ impl Relay {
         Metrics::parse(&self.get("/metrics").body)
     }
 
-    #[must_use]
-    pub fn server(&self) -> &Server {
-        &self.server
+    pub fn reload(&self, config: Config) {
+        self.server.reload(config);
     }
 
     /// Waits until durable topics can be written, and the relay says that it is ready.
