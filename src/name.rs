@@ -177,6 +177,24 @@ impl Filter {
             Filter::Pattern(pattern) => pattern.matches(name),
         }
     }
+
+    /// Whether there is a name that both match.
+    #[must_use]
+    pub fn overlaps(&self, other: &Filter) -> bool {
+        let reserved = |filter: &Filter| filter.as_str().starts_with('$');
+        if reserved(self) != reserved(other) {
+            return false;
+        }
+        let (mut ours, mut theirs) = (self.as_str().split('/'), other.as_str().split('/'));
+        loop {
+            match (ours.next(), theirs.next()) {
+                (Some("#"), _) | (_, Some("#")) | (None, None) => return true,
+                (Some("+"), Some(_)) | (Some(_), Some("+")) => {}
+                (Some(our), Some(their)) if our == their => {}
+                _ => return false,
+            }
+        }
+    }
 }
 
 impl UserName {
@@ -316,6 +334,26 @@ mod tests {
                 expected,
                 "{pattern} {name}"
             );
+        }
+    }
+
+    #[test]
+    fn filters_overlap_where_a_name_matches_both() {
+        for (one, other, expected) in [
+            ("a", "a", true),
+            ("a", "b", false),
+            ("a/b", "a", false),
+            ("a/#", "a", true),
+            ("a/+", "a", false),
+            ("a/+", "+/b", true),
+            ("a/+/c", "a/b/d", false),
+            ("+/c/#", "a/+", true),
+            ("+/c/#", "a", false),
+            ("#", "$sys/a", false),
+            ("$sys/#", "$sys/+/b", true),
+        ] {
+            let (a, b) = (Filter::parse(one).unwrap(), Filter::parse(other).unwrap());
+            assert_eq!((a.overlaps(&b), b.overlaps(&a)), (expected, expected), "{one} {other}");
         }
     }
 

@@ -95,7 +95,9 @@ fn exit_of(error: &ClientError) -> Exit {
             Exit::Limit
         }
         ClientError::Dismissed { source, .. } if source.is_refusal() => Exit::Denied,
-        ClientError::Dismissed { .. } | ClientError::NotSent { .. } => Exit::Lost,
+        ClientError::Dismissed { .. }
+        | ClientError::Replaced { .. }
+        | ClientError::NotSent { .. } => Exit::Lost,
         ClientError::Refused(refused) => exit_of_refusal(refused),
         ClientError::TooLarge { .. } => Exit::Limit,
         ClientError::Unanswered { .. } => Exit::TimedOut,

@@ -98,6 +98,11 @@ impl Reply {
     }
 }
 
+/// Says that an answer is not what the relay says elsewhere.
+pub(super) fn unreadable(error: serde_json::Error) -> Failure {
+    Failure::new(Exit::Other, format!("the relay's answer cannot be read: {error}"))
+}
+
 /// Percent-encodes what may not stand in a query.
 pub(super) fn encode(text: &str) -> String {
     let mut out = String::new();

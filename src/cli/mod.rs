@@ -9,6 +9,7 @@
 //! The top layer: above `client`, `server` and `config`.
 
 mod check;
+mod consumers;
 mod exit;
 mod health;
 mod history;
@@ -39,6 +40,7 @@ const COMMANDS: &[Entry] = &[
     (subscribe::command, subscribe::run),
     (history::command, history::run),
     (topics::command, topics::run),
+    (consumers::command, consumers::run),
     (check::command, check::run),
     (health::command, health::run),
     #[cfg(feature = "durable")]
@@ -52,6 +54,7 @@ Examples:
   landline pub door/front '{\"open\":true}'
   make 2>&1 | landline pub build/log --lines
   landline sub 'door/#' --from since:10m -o json
+  landline sub jobs --consumer printer >> jobs.log
 
 Exit codes:
   0   done; for `health`: ready; for `store check`: nothing is damaged

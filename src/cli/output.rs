@@ -63,8 +63,10 @@ impl Output {
             #[serde(skip_serializing_if = "Option::is_none")]
             name: Option<&'a str>,
             data: &'a RawValue,
+            #[serde(skip_serializing_if = "std::ops::Not::not")]
+            redelivered: bool,
         }
-        let Event { topic, epoch, seq, time, user, name, data } = event;
+        let Event { topic, epoch, seq, time, user, name, data, redelivered } = event;
         match self.format {
             Format::Text => self.line(&format!("{topic} {seq} {}", one_line(data))),
             Format::Raw => self.line(data),
@@ -74,7 +76,8 @@ impl Output {
                     .map_err(|error| Failure::output(io::Error::other(error)))?;
                 let (topic, epoch, seq, time) = (topic.as_str(), epoch.to_string(), *seq, *time);
                 let (user, name) = (user.as_deref(), name.as_deref());
-                self.object(&Body { topic, epoch, seq, time, user, name, data })
+                let redelivered = *redelivered;
+                self.object(&Body { topic, epoch, seq, time, user, name, data, redelivered })
             }
         }
     }
@@ -85,13 +88,17 @@ impl Output {
             topic: &'a str,
             seq: u64,
             epoch: String,
+            durability: &'static str,
             duplicate: bool,
         }
-        let Receipt { epoch, seq, duplicate } = *receipt;
+        let Receipt { epoch, seq, durability, duplicate } = *receipt;
         match self.format {
             Format::Text => self.line(&format!("{topic} {seq} {epoch}")),
             Format::Raw => self.line(&format!("{epoch}:{seq}")),
-            Format::Json => self.object(&Body { topic, seq, epoch: epoch.to_string(), duplicate }),
+            Format::Json => {
+                let (epoch, durability) = (epoch.to_string(), durability.as_str());
+                self.object(&Body { topic, seq, epoch, durability, duplicate })
+            }
         }
     }
 

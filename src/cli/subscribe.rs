@@ -19,7 +19,7 @@ use crate::{
         clock::Clock,
         lane::{self, Receiver, RecvTimeoutError},
         lifecycle::{Group, OnPanic, Panics, Stop},
-        limits::WORKER_STACK_BYTES,
+        limits::{ACK_WINDOW_DEFAULT, ACK_WINDOW_MAX, WORKER_STACK_BYTES},
     },
     cli::{
         Global,
@@ -28,7 +28,8 @@ use crate::{
         values, warn,
     },
     client::{
-        Client, ClientError, Delivery, Epoch, From, Options, State, SubscribeOptions, Subscription,
+        Acker, Client, ClientError, Delivery, Epoch, Event, From, Options, State, SubscribeOptions,
+        Subscription,
     },
     name::Name,
 };
@@ -40,7 +41,16 @@ one line for each event: `topic seq data`, with -o json the whole event, with -o
 A lost connection is made again for ever, and the subscription goes on exactly where it was. \
 What is lost for good is reported on standard error, also with --quiet.
 
-An event that several of the filters match is printed once.";
+An event that several of the filters match is printed once.
+
+With --ack each event is acknowledged once its line is written. What is not acknowledged comes \
+again and is printed again, with -o json marked as `redelivered`; what came too often in vain \
+goes to the topic `$dead/TOPIC`. With --consumer the relay keeps the position: the next `sub` with \
+that name goes on there, whatever --from says, and takes over from one that still runs. With --ack \
+the filters must not overlap.";
+
+/// How many lines are acknowledged at once, at most.
+const ACK_BATCH: u64 = 64;
 
 pub(super) fn command() -> Command {
     let duration = |name: &'static str| {
@@ -80,6 +90,34 @@ pub(super) fn command() -> Command {
                 .action(ArgAction::SetTrue)
                 .help("End when what is stored now has been printed (start is then the default)"),
         )
+        .args(acknowledging())
+}
+
+fn acknowledging() -> [Arg; 3] {
+    [
+        Arg::new("ack")
+            .long("ack")
+            .action(ArgAction::SetTrue)
+            .help("Acknowledge each event once it is printed; what is not comes again"),
+        Arg::new("window")
+            .long("window")
+            .value_name("COUNT")
+            .value_parser(clap::value_parser!(u64).range(1..=ACK_WINDOW_MAX))
+            .help("Most events under way and not acknowledged, implies --ack [default: 256]"),
+        Arg::new("consumer")
+            .long("consumer")
+            .value_name("NAME")
+            .help("Keep the position on the relay under this name, implies --ack"),
+    ]
+}
+
+/// What the relay is asked for; `None` for no acknowledgements.
+fn window(matches: &ArgMatches) -> Option<u64> {
+    let asked = matches.get_one::<u64>("window").copied();
+    let wanted = matches.get_flag("ack") || matches.contains_id("consumer") || asked.is_some();
+    // No more is asked for than will be acknowledged: the rest would come in vain.
+    let count = matches.get_one::<u64>("count").copied().unwrap_or(ACK_WINDOW_DEFAULT);
+    wanted.then(|| asked.unwrap_or(count.min(ACK_WINDOW_DEFAULT)))
 }
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
@@ -91,9 +129,18 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
     let quiet = global.quiet;
     let options = global.client_options().on_state(move |state| tell_state(quiet, state));
     let clock = Clock::default();
+    let window = window(matches);
+    let mut wanted = SubscribeOptions::default();
+    if let Some(window) = window {
+        wanted = wanted.window(window);
+    }
+    if let Some(consumer) = matches.get_one::<String>("consumer") {
+        wanted = wanted.consumer(consumer);
+    }
     let mut printer = Printer {
         output: Output::new(global.format),
         printed: HashMap::new(),
+        acks: window.map(|window| Acks::new(window, global.timeout)),
         left: matches.get_one::<u64>("count").copied(),
         lost: false,
     };
@@ -103,18 +150,19 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
         clock,
     };
     let client = connect(&global, options)?;
-    let subscribe =
-        |filter: &&String| client.subscribe(filter, from.clone(), SubscribeOptions::default());
+    let subscribe = |filter: &&String| client.subscribe(filter, from.clone(), wanted.clone());
     let subscriptions =
         filters.iter().map(subscribe).collect::<Result<Vec<Subscription>, ClientError>>()?;
+    if let Some(acks) = &mut printer.acks {
+        acks.ackers = subscriptions.iter().map(Subscription::acker).collect();
+    }
     let outcome = if no_follow {
         stored(&client, subscriptions, &mut printer, &limits)
     } else {
         follow(&client, subscriptions, &mut printer, &limits)
     };
     client.close();
-    let flushed = printer.output.flush();
-    outcome.and(flushed)
+    outcome
 }
 
 fn connect(global: &Global<'_>, options: Options) -> Result<Client, Failure> {
@@ -152,10 +200,32 @@ impl Limits {
     }
 }
 
-/// Prints deliveries, each event once.
+/// What is to be acknowledged.
+struct Acks {
+    /// One for each subscription.
+    ackers: Vec<Acker>,
+    /// The last event of each topic that was printed, and whose it is.
+    printed: HashMap<Name, (usize, Event)>,
+    /// Lines since the last acknowledgement, and after how many there is one.
+    lines: u64,
+    batch: u64,
+    /// How long the last ones may take to reach the relay.
+    limit: Duration,
+}
+
+impl Acks {
+    fn new(window: u64, limit: Duration) -> Acks {
+        // So that the relay need not wait for the end of the window.
+        let batch = (window / 4).clamp(1, ACK_BATCH);
+        Acks { ackers: Vec::new(), printed: HashMap::new(), lines: 0, batch, limit }
+    }
+}
+
+/// Prints deliveries, each event once unless it has to be acknowledged.
 struct Printer {
     output: Output,
     printed: HashMap<(Name, Epoch), u64>,
+    acks: Option<Acks>,
     /// Events still wanted.
     left: Option<u64>,
     /// Something that was asked for will never come.
@@ -163,15 +233,20 @@ struct Printer {
 }
 
 impl Printer {
-    /// Prints `delivery`. Returns whether an event was printed.
-    fn print(&mut self, delivery: &Delivery) -> Result<bool, Failure> {
+    /// Prints `delivery` of subscription `number`. Returns whether an event was printed.
+    fn print(&mut self, number: usize, delivery: &Delivery) -> Result<bool, Failure> {
         match delivery {
             Delivery::Event(event) => {
-                let last = self.printed.entry((event.topic.clone(), event.epoch)).or_default();
-                if event.seq <= *last {
-                    return Ok(false);
+                if let Some(acks) = &mut self.acks {
+                    acks.lines += 1;
+                    acks.printed.insert(event.topic.clone(), (number, event.clone()));
+                } else {
+                    let last = self.printed.entry((event.topic.clone(), event.epoch)).or_default();
+                    if event.seq <= *last {
+                        return Ok(false);
+                    }
+                    *last = event.seq;
                 }
-                *last = event.seq;
                 self.output.event(event)?;
                 self.left = self.left.map(|left| left - 1);
                 return Ok(true);
@@ -201,6 +276,36 @@ impl Printer {
         Ok(false)
     }
 
+    /// Whether lines should be written out and acknowledged while so many deliveries wait.
+    fn is_due(&self, waiting: usize) -> bool {
+        self.acks.as_ref().is_some_and(|acks| waiting == 0 || acks.batch <= acks.lines)
+    }
+
+    /// Writes out what is printed, and then acknowledges it.
+    fn flush(&mut self) -> Result<(), Failure> {
+        self.output.flush()?;
+        if let Some(acks) = &mut self.acks {
+            acks.lines = 0;
+            for (_, (number, event)) in acks.printed.drain() {
+                acks.ackers.get(number).map_or(Ok(()), |acker| acker.ack(&event))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Printer::flush`], and waits until the relay has taken notice.
+    fn finish(&mut self, client: &Client) -> Result<(), Failure> {
+        self.flush()?;
+        let Some(acks) = &self.acks else { return Ok(()) };
+        if !client.flush(acks.limit) {
+            let what = "the relay was not told of the last acknowledgements: they will come again";
+            return Err(Failure::new(Exit::TimedOut, what));
+        }
+        // It takes requests in order: what was sent before this is done when it is answered.
+        client.ping()?;
+        Ok(())
+    }
+
     fn is_done(&self) -> bool {
         self.left == Some(0)
     }
@@ -219,7 +324,8 @@ impl Printer {
 
 /// What the main thread waits for.
 enum Next {
-    Delivery(Result<Delivery, ClientError>),
+    /// Of the subscription with this number.
+    Delivery(usize, Result<Delivery, ClientError>),
     /// Nobody reads what is printed.
     ReaderGone,
 }
@@ -237,7 +343,7 @@ fn follow(
         let inlet = inlet.clone();
         let body = move || {
             for delivery in subscription {
-                if inlet.send(Next::Delivery(delivery)).is_err() {
+                if inlet.send(Next::Delivery(number, delivery)).is_err() {
                     return;
                 }
             }
@@ -258,6 +364,7 @@ fn follow(
     });
     let cancel = started.map_err(|error| Failure::input("cannot watch the output", error))?;
     let outcome = print_all(printer, limits, &deliveries);
+    let finished = printer.finish(client);
     // Nobody takes anything any more, and nothing more comes: the threads end.
     drop((deliveries, cancel));
     client.close();
@@ -265,7 +372,7 @@ fn follow(
     if !late.is_empty() {
         warn("a thread did not end");
     }
-    outcome
+    outcome.and(finished)
 }
 
 fn print_all(
@@ -275,8 +382,8 @@ fn print_all(
 ) -> Result<(), Failure> {
     let mut deadline = limits.deadline();
     loop {
-        if deliveries.is_empty() {
-            printer.output.flush()?;
+        if deliveries.is_empty() || printer.is_due(deliveries.len()) {
+            printer.flush()?;
         }
         let next = match deadline {
             Some(deadline) => deliveries.recv_deadline(deadline),
@@ -284,8 +391,8 @@ fn print_all(
         };
         match next {
             Ok(Next::ReaderGone) => return Err(Failure::silent(Exit::Done)),
-            Ok(Next::Delivery(delivery)) => {
-                if printer.print(&delivery?)? {
+            Ok(Next::Delivery(number, delivery)) => {
+                if printer.print(number, &delivery?)? {
                     deadline = limits.deadline();
                 }
                 let over = limits.until.is_some_and(|until| until <= limits.clock.now());
@@ -305,16 +412,30 @@ fn print_all(
 /// Prints what is stored now.
 fn stored(
     client: &Client,
-    subscriptions: Vec<Subscription>,
+    mut subscriptions: Vec<Subscription>,
     printer: &mut Printer,
     limits: &Limits,
 ) -> Result<(), Failure> {
-    for mut subscription in subscriptions {
+    let outcome = print_stored(client, &mut subscriptions, printer, limits);
+    let finished = printer.finish(client);
+    outcome.and(finished)
+}
+
+fn print_stored(
+    client: &Client,
+    subscriptions: &mut [Subscription],
+    printer: &mut Printer,
+    limits: &Limits,
+) -> Result<(), Failure> {
+    for (number, subscription) in subscriptions.iter_mut().enumerate() {
         // What was said before the answer to this has arrived when it arrives.
         client.ping()?;
         let mut known = subscription.waiting();
         let mut tails: HashMap<Name, u64> = HashMap::new();
-        while 0 < known || !reached(&subscription, &tails) {
+        while 0 < known || !reached(subscription, &tails) {
+            if printer.is_due(subscription.waiting()) {
+                printer.flush()?;
+            }
             let delivery = match limits.deadline() {
                 None => subscription.recv()?,
                 Some(deadline) => {
@@ -329,7 +450,7 @@ fn stored(
             if let Delivery::Attached { topic, tail, .. } = &delivery {
                 tails.insert(topic.clone(), *tail);
             }
-            printer.print(&delivery)?;
+            printer.print(number, &delivery)?;
             if printer.is_done() {
                 return Ok(());
             }

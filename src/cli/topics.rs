@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 
 use crate::cli::{
     Global,
-    exit::{Exit, Failure},
+    exit::Failure,
     http,
     output::{Format, Output},
 };
@@ -30,6 +30,7 @@ struct Topic {
     tail: u64,
     #[serde(default)]
     subscribers: u64,
+    durability: Option<String>,
 }
 
 pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
@@ -42,9 +43,9 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
         if reply.status != 200 {
             return Err(reply.failure());
         }
-        let page: Page<'_> = serde_json::from_str(&reply.body).map_err(unreadable)?;
+        let page: Page<'_> = serde_json::from_str(&reply.body).map_err(http::unreadable)?;
         for raw in &page.topics {
-            let topic: Topic = serde_json::from_str(raw.get()).map_err(unreadable)?;
+            let topic: Topic = serde_json::from_str(raw.get()).map_err(http::unreadable)?;
             match global.format {
                 Format::Json => output.line(raw.get())?,
                 Format::Raw => output.line(&topic.topic)?,
@@ -65,17 +66,14 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
 fn table(output: &mut Output, rows: &[Topic]) -> Result<(), Failure> {
     let width = rows.iter().map(|row| row.topic.chars().count()).max().unwrap_or(0).max(5);
     output.line(&format!(
-        "{:width$}  {:>10}  {:>10}  {:16}  {:>11}",
+        "{:width$}  {:>10}  {:>10}  {:16}  {:>11}  DURABILITY",
         "TOPIC", "FIRST", "TAIL", "EPOCH", "SUBSCRIBERS"
     ))?;
-    for Topic { topic, epoch, first, tail, subscribers } in rows {
+    for Topic { topic, epoch, first, tail, subscribers, durability } in rows {
+        let durability = durability.as_deref().unwrap_or("-");
         output.line(&format!(
-            "{topic:width$}  {first:>10}  {tail:>10}  {epoch:16}  {subscribers:>11}"
+            "{topic:width$}  {first:>10}  {tail:>10}  {epoch:16}  {subscribers:>11}  {durability}"
         ))?;
     }
     Ok(())
-}
-
-fn unreadable(error: serde_json::Error) -> Failure {
-    Failure::new(Exit::Other, format!("the relay's answer cannot be read: {error}"))
 }

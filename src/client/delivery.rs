@@ -5,9 +5,12 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 
 use crate::{
-    client::error::Refused,
+    client::{error::Refused, message::Text},
     name::Name,
-    wire::position::{Epoch, Position},
+    wire::{
+        codes::Durability,
+        position::{Epoch, Position},
+    },
 };
 
 /// One thing that happened to a subscription, in the order in which it happened.
@@ -15,7 +18,9 @@ use crate::{
 #[non_exhaustive]
 pub enum Delivery {
     /// An event. In one topic `seq` rises by exactly 1 from one to the next, unless a
-    /// [`Delivery::Gap`] or [`Delivery::Reset`] came between them.
+    /// [`Delivery::Gap`] or [`Delivery::Reset`] came between them. Where a subscription
+    /// acknowledges, `seq` may also go back to one that is not acknowledged, and rises from there,
+    /// without those that were acknowledged meanwhile.
     Event(Event),
     /// The subscription follows `topic` from now on; the next event is `position.seq + 1`.
     Attached { topic: Name, position: Position, first: u64, tail: u64 },
@@ -41,6 +46,10 @@ pub enum LossReason {
     Slow,
     /// They were removed for their age, or for the relay's memory limit.
     Retention,
+    /// What the relay has on disk is not what it wrote.
+    Damaged,
+    /// They were delivered too often without being acknowledged: they are in `$dead/{topic}`.
+    DeadLetter,
     /// The relay gave no reason that this version knows.
     Other,
 }
@@ -61,6 +70,8 @@ impl LossReason {
             "truncated" => LossReason::Truncated,
             "slow" => LossReason::Slow,
             "retention" => LossReason::Retention,
+            "damaged" => LossReason::Damaged,
+            "dead_letter" => LossReason::DeadLetter,
             _ => LossReason::Other,
         }
     }
@@ -72,12 +83,21 @@ impl LossReason {
             LossReason::Truncated => "truncated",
             LossReason::Slow => "slow",
             LossReason::Retention => "retention",
+            LossReason::Damaged => "damaged",
+            LossReason::DeadLetter => "dead_letter",
             LossReason::Other => "other",
         }
     }
 }
 
 impl ResetReason {
+    pub(super) fn parse(text: Option<&Text<'_>>) -> ResetReason {
+        match text.map(Text::as_str) {
+            Some("ahead") => ResetReason::Ahead,
+            _ => ResetReason::EpochChanged,
+        }
+    }
+
     /// The reason in one word, as it stands on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -103,6 +123,10 @@ pub struct Event {
     pub name: Option<Arc<str>>,
     /// The payload as JSON text, byte for byte as it was published.
     pub data: Arc<str>,
+    /// This subscription has handed it over before, and it was not acknowledged: it may have been
+    /// dealt with. Always `false` where a subscription does not acknowledge. What an earlier
+    /// process got is not known here.
+    pub redelivered: bool,
 }
 
 impl Event {
@@ -131,6 +155,8 @@ impl Event {
 pub struct Receipt {
     pub epoch: Epoch,
     pub seq: u64,
+    /// How safe the event was when the relay answered.
+    pub durability: Durability,
     /// The key was used before; this is the receipt of the event that is stored under it.
     pub duplicate: bool,
 }
@@ -157,4 +183,19 @@ pub enum HistoryLoss {
     Truncated { from: u64, to: u64 },
     /// The position belongs to another log; the answer starts at the oldest event of this one.
     Reset(ResetReason),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::codes::GapReason;
+
+    #[test]
+    fn every_reason_of_the_relay_is_known_here() {
+        let known = GapReason::ALL.iter().map(|reason| reason.as_str()).chain(["dead_letter"]);
+        for text in known {
+            assert_eq!(LossReason::parse(text).as_str(), text);
+        }
+        assert_eq!(LossReason::parse("a new one"), LossReason::Other);
+    }
 }

@@ -23,6 +23,11 @@ pub enum ClientError {
     #[error("the relay at {server} ended the connection for good")]
     Dismissed { server: String, source: LinkError },
 
+    /// Another client has taken over a consumer of this one. The client has ended; coming back
+    /// would take it away again.
+    #[error("another client has taken over a consumer of this one at {server}")]
+    Replaced { server: String },
+
     /// The relay refused this one request.
     #[error("{0}")]
     Refused(Refused),

@@ -9,7 +9,7 @@
 //! [`Rank::Inbox`], for one delivery. May be taken inside [`Rank::Client`].
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -19,6 +19,8 @@ use crate::{
         sync::Condvar,
     },
     client::{delivery::Delivery, error::ClientError, options::InboxLimits},
+    name::Name,
+    wire::position::Position,
 };
 
 /// What waits for one subscription's program.
@@ -32,6 +34,8 @@ pub(super) struct Inbox {
 struct Queue {
     deliveries: VecDeque<Delivery>,
     bytes: usize,
+    /// Of topics of which something was forgotten: the first event that nobody has taken yet.
+    untaken: HashMap<Name, Position>,
     /// Nothing more will come, for this reason.
     end: Option<ClientError>,
     /// The reader is needed elsewhere and must not wait for room now.
@@ -61,6 +65,7 @@ impl Inbox {
         let queue = Queue {
             deliveries: VecDeque::new(),
             bytes: 0,
+            untaken: HashMap::new(),
             end: None,
             hurry: false,
             stalled: false,
@@ -88,7 +93,8 @@ impl Inbox {
                 waiting = None;
             } else if bytes == 0 || queue.has_room(limits, bytes) {
                 queue.bytes += bytes;
-                queue.deliveries.extend(waiting.take());
+                let put = waiting.take().map(|delivery| queue.mark(delivery));
+                queue.deliveries.extend(put);
             } else if !queue.hurry {
                 return None;
             }
@@ -157,6 +163,51 @@ impl Inbox {
         taken.transpose()
     }
 
+    /// Drops what waits of `topic` after event `after`: it comes again, in order.
+    pub(super) fn forget(&self, topic: &Name, after: u64) {
+        self.queue.with(|queue| {
+            let (mut settled, mut untaken) = (false, None);
+            for at in (0..queue.deliveries.len()).rev() {
+                let again = match &queue.deliveries[at] {
+                    Delivery::Event(event) => event.topic == *topic && after < event.seq,
+                    Delivery::Gap { topic: of, to, .. } => of == topic && after < *to,
+                    Delivery::Attached { topic: of, .. } | Delivery::Reset { topic: of, .. } => {
+                        // Before it, the log was another one.
+                        settled |= of == topic;
+                        false
+                    }
+                    Delivery::Unavailable { .. } | Delivery::Reconnected => false,
+                };
+                if settled {
+                    break;
+                }
+                if again && let Some(delivery) = queue.deliveries.remove(at) {
+                    queue.bytes -= delivery.bytes();
+                    if let Delivery::Event(event) = delivery
+                        && !event.redelivered
+                    {
+                        untaken = Some(event.position());
+                    }
+                }
+            }
+            queue.untaken.extend(untaken.map(|first| (topic.clone(), first)));
+        });
+    }
+
+    /// The events that wait.
+    #[cfg(test)]
+    pub(super) fn events(&self) -> Vec<crate::client::delivery::Event> {
+        self.queue.with(|queue| {
+            let mut events = Vec::new();
+            for delivery in &queue.deliveries {
+                if let Delivery::Event(event) = delivery {
+                    events.push(event.clone());
+                }
+            }
+            events
+        })
+    }
+
     pub(super) fn waiting(&self) -> usize {
         self.queue.with(|queue| queue.deliveries.len())
     }
@@ -188,9 +239,25 @@ impl Queue {
         self.deliveries.len() <= limits.events / 2 && self.bytes <= limits.bytes / 2
     }
 
+    /// An event that comes again is new to a program that had not taken it before.
+    fn mark(&mut self, mut delivery: Delivery) -> Delivery {
+        if let Delivery::Event(event) = &mut delivery {
+            let untaken = self.untaken.get(&event.topic);
+            let new = untaken.is_some_and(|at| at.epoch == event.epoch && at.seq <= event.seq);
+            event.redelivered &= !new;
+        }
+        delivery
+    }
+
     fn pop(&mut self, limits: InboxLimits) -> Option<Taken> {
         let delivery = self.deliveries.pop_front()?;
         self.bytes -= delivery.bytes();
+        if let Delivery::Event(event) = &delivery
+            && let Some(untaken) = self.untaken.get_mut(&event.topic)
+            && untaken.epoch == event.epoch
+        {
+            untaken.seq = untaken.seq.max(event.seq + 1);
+        }
         let resume = self.stalled && self.is_half_empty(limits);
         self.stalled = self.stalled && !resume;
         Some(Taken { delivery, resume })
@@ -214,7 +281,7 @@ impl Delivery {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{client::delivery::Event, name::Name, wire::position::Epoch};
+    use crate::{client::delivery::Event, wire::position::Epoch};
 
     fn event(seq: u64) -> Delivery {
         Delivery::Event(Event {
@@ -225,6 +292,7 @@ mod tests {
             user: None,
             name: None,
             data: "1".into(),
+            redelivered: false,
         })
     }
 
@@ -255,6 +323,18 @@ mod tests {
         let told: Vec<bool> = (0..4).map(|_| inbox.try_take().unwrap().unwrap().resume).collect();
         assert_eq!(told, [false, true, false, false]);
         assert!(!inbox.stall(), "it is empty");
+    }
+
+    #[test]
+    fn what_comes_again_does_not_wait_twice() {
+        let inbox = inbox(4);
+        (1..=3).for_each(|seq| drop(inbox.put(event(seq), Duration::ZERO)));
+        let topic = Name::parse("a").unwrap();
+        inbox.forget(&Name::parse("b").unwrap(), 0);
+        inbox.forget(&topic, 1);
+        assert!(inbox.queue.with(|queue| queue.deliveries.len() == 1 && 0 < queue.bytes));
+        inbox.forget(&topic, 0);
+        assert!(inbox.queue.with(|queue| queue.deliveries.is_empty() && queue.bytes == 0));
     }
 
     #[test]

@@ -12,7 +12,13 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use crate::wire::position::{Epoch, From, Position};
+use crate::{
+    name::UserName,
+    wire::{
+        position::{Epoch, From, Position},
+        request::Acks,
+    },
+};
 
 /// A message from the relay, all its possible fields side by side; `kind` says which matter.
 #[derive(Debug, Default, Deserialize)]
@@ -31,6 +37,8 @@ pub(super) struct Incoming<'a> {
     pub tail: u64,
     pub shared: bool,
     pub duplicate: bool,
+    #[serde(borrow)]
+    pub durability: Option<Text<'a>>,
     pub attached: u64,
     pub time: u64,
     #[serde(borrow)]
@@ -136,6 +144,12 @@ pub(super) enum Outgoing<'a> {
     Subscribe {
         topic: &'a str,
         from: FromBody<'a>,
+        #[serde(flatten)]
+        acks: Option<AcksBody<'a>>,
+    },
+    Ack {
+        topic: &'a str,
+        seq: u64,
     },
     Unsubscribe {
         topic: &'a str,
@@ -155,6 +169,22 @@ pub(super) enum Outgoing<'a> {
         limit: Option<u64>,
     },
     Ping,
+}
+
+/// What a `subscribe` says of acknowledgements.
+#[derive(Serialize)]
+pub(super) struct AcksBody<'a> {
+    ack: bool,
+    window: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    consumer: Option<&'a str>,
+}
+
+impl<'a> AcksBody<'a> {
+    pub(super) fn of(acks: &'a Acks) -> Self {
+        let consumer = acks.consumer.as_ref().map(UserName::as_str);
+        AcksBody { ack: true, window: acks.window, consumer }
+    }
 }
 
 /// Writes a request.
@@ -234,7 +264,7 @@ mod tests {
     };
 
     fn decoded_from(from: &From, topic: &str) -> From {
-        let text = encode(7, &Outgoing::Subscribe { topic, from: FromBody(from) });
+        let text = encode(7, &Outgoing::Subscribe { topic, from: FromBody(from), acks: None });
         match request::decode(&text) {
             request::Decoded {
                 id: Some(7),
@@ -256,6 +286,24 @@ mod tests {
         }
         let positions = From::Positions(vec![(Name::parse("a/\"b").unwrap(), position)]);
         assert_eq!(decoded_from(&positions, "a/#"), positions);
+    }
+
+    #[test]
+    fn the_relay_reads_what_is_said_of_acknowledgements() {
+        let consumer = Some(UserName::parse("\"x\"").unwrap());
+        for acks in [Acks { window: 7, consumer }, Acks { window: 65_536, consumer: None }] {
+            let (from, body) = (FromBody(&From::Start), AcksBody::of(&acks));
+            let text = encode(1, &Outgoing::Subscribe { topic: "a", from, acks: Some(body) });
+            match request::decode(&text).request {
+                Ok(Request::Subscribe { acks: Some(read), .. }) => assert_eq!(read, acks),
+                other => panic!("{text}: {other:?}"),
+            }
+        }
+        let text = encode(1, &Outgoing::Ack { topic: "a", seq: 4 });
+        match request::decode(&text).request {
+            Ok(Request::Ack { topic, seq }) => assert_eq!((&*topic, seq), ("a", 4)),
+            other => panic!("{text}: {other:?}"),
+        }
     }
 
     #[test]

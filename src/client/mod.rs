@@ -20,6 +20,27 @@
 //! skipped. Publishes that were not confirmed are sent again under the key they had, so that the
 //! relay stores each once.
 //!
+//! A subscription that [acknowledges](SubscribeOptions::acknowledge) gets what it has not
+//! acknowledged again, at the latest on the next connection. With a
+//! [consumer](SubscribeOptions::consumer) the relay keeps how far it has come, so that the next
+//! process goes on there:
+//!
+//! ```no_run
+//! use landline::client::{Client, Delivery, From, Options, SubscribeOptions};
+//!
+//! # fn main() -> Result<(), landline::client::ClientError> {
+//! let client = Client::connect("http://127.0.0.1:5263", Options::default())?;
+//! let options = SubscribeOptions::default().consumer("printer");
+//! let mut jobs = client.subscribe("jobs", From::Start, options)?;
+//! loop {
+//!     if let Delivery::Event(job) = jobs.recv()? {
+//!         println!("{}", job.data);
+//!         jobs.ack(&job)?;
+//!     }
+//! }
+//! # }
+//! ```
+//!
 //! # Place
 //!
 //! Above `wire`. It shares no code with the server beside `base`, `name` and `wire`.
@@ -42,7 +63,9 @@ mod message;
 mod options;
 mod publish;
 mod reply;
+mod requests;
 mod session;
+mod start;
 mod subscription;
 mod threads;
 
@@ -61,9 +84,12 @@ pub use self::{
     link::Address,
     options::{InboxLimits, Options, State, SubscribeOptions},
     publish::{Message, Pending},
-    subscription::{Listener, Subscription},
+    subscription::{Acker, Listener, Subscription},
 };
-pub use crate::wire::position::{Epoch, From, Position};
+pub use crate::wire::{
+    codes::Durability,
+    position::{Epoch, From, Position},
+};
 
 use crate::{
     base::{
@@ -74,13 +100,12 @@ use crate::{
         lock::{Rank, Ranked},
         sync::Condvar,
     },
-    name::{Filter, Name},
+    name::Name,
     wire::json,
 };
-use follow::SubId;
-use inbox::Inbox;
 use message::{FromBody, ID_BYTES, Outgoing};
-use session::{Answer, Awaited, Reply, Session};
+use requests::Reply;
+use session::{Answer, Awaited, Session};
 use threads::Shared;
 
 /// How long a client that is dropped waits for its last bytes to go out, for the relay's goodbye,
@@ -230,7 +255,8 @@ impl Client {
     /// ```
     ///
     /// Events of one thread are stored in the order in which they were handed over, also when
-    /// the connection is lost in between.
+    /// the connection is lost in between. Only those that the relay was too busy for, which are
+    /// sent again when it says so, may come behind later ones.
     ///
     /// # Errors
     ///
@@ -291,11 +317,13 @@ impl Client {
     ///
     /// Several subscriptions of one client may overlap: each gets every event once, from its own
     /// start, and ends alone. They share a connection and the relay's cursor per topic, so one
-    /// that starts further back makes the relay send again what the others skip.
+    /// that starts further back makes the relay send again what the others skip. One that
+    /// [acknowledges](SubscribeOptions::acknowledge) overlaps with no other.
     ///
     /// # Errors
     ///
-    /// - [`ClientError::Name`], [`ClientError::Invalid`]: `filter` or `from` break a rule.
+    /// - [`ClientError::Name`], [`ClientError::Invalid`]: `filter`, `from` or `options` break a
+    ///   rule.
     /// - [`ClientError::Refused`]: the relay does not allow it.
     /// - [`ClientError::Unanswered`]: the deadline passed.
     /// - [`ClientError::Closed`], [`ClientError::Dismissed`]: the client has ended.
@@ -317,6 +345,9 @@ impl Client {
     /// As [`Client::subscribe`], but `handler` is called with each delivery, on a thread of its
     /// own, until the returned listener is dropped or the client ends. The handler may use the
     /// client. If it panics, its subscription ends.
+    ///
+    /// If `options` acknowledge, each event is acknowledged when the handler has returned. The one
+    /// that it panicked in is not, and comes again to whoever subscribes next.
     ///
     /// # Errors
     ///
@@ -391,7 +422,8 @@ impl Client {
         Ok(clock.now().saturating_duration_since(started))
     }
 
-    /// Waits until nothing is under way. Returns whether that was so within `limit`.
+    /// Waits until nothing is under way: every request is answered and every acknowledgement
+    /// sent. Returns whether that was so within `limit`.
     ///
     /// # Blocking
     ///
@@ -400,8 +432,11 @@ impl Client {
     pub fn flush(&self, limit: Duration) -> bool {
         let Shared { session, changed, clock, .. } = &**self.shared();
         let deadline = clock.now() + limit;
-        let idle = |session: &mut Session| session.is_idle().then_some(());
-        session.wait_until(changed, Some(deadline), idle).is_some()
+        let idle = |session: &mut Session| {
+            let idle = session.is_idle();
+            (idle || session.over.is_some()).then_some(idle)
+        };
+        session.wait_until(changed, Some(deadline), idle).unwrap_or(false)
     }
 
     /// What the connection is doing.
@@ -446,10 +481,11 @@ impl Client {
             if let Some(max) = session.message_bytes_max().filter(|max| *max < bytes) {
                 return Some(Err(ClientError::TooLarge { bytes, max }));
             }
-            if !session.has_room(bytes, options.pending_requests, options.pending_bytes) {
-                session.expire(clock.now(), options.deadline);
+            let requests = &mut session.requests;
+            if !requests.has_room(bytes, options.pending_requests, options.pending_bytes) {
+                requests.expire(clock.now(), options.deadline);
             }
-            session
+            requests
                 .has_room(bytes, options.pending_requests, options.pending_bytes)
                 .then(|| inlet.take())
                 .flatten()
@@ -459,57 +495,6 @@ impl Client {
         let id = filed.unwrap_or(Err(ClientError::NotSent { limit }))?;
         Ok(Awaited { id, answer, deadline, limit })
     }
-
-    /// Adds a subscription and waits until its start is known.
-    fn join(
-        &self,
-        filter: &str,
-        from: From,
-        options: SubscribeOptions,
-    ) -> Result<(SubId, Filter, Arc<Inbox>), ClientError> {
-        let shared = self.shared();
-        let filter = Filter::parse(filter)
-            .map_err(|rule| ClientError::Name { text: filter.to_owned(), rule })?;
-        check_start(&filter, &from)?;
-        let inbox = Arc::new(Inbox::new(options.inbox.unwrap_or(shared.options.inbox)));
-        let limit = options.deadline.unwrap_or(shared.options.deadline);
-        let deadline = shared.clock.now() + limit;
-        let (inlet, answer) = lane::open(lane::REPLIES);
-        let id = shared.change(|session| match &session.over {
-            Some(error) => Err(error.clone()),
-            None => Ok(session.join(filter.clone(), from, Arc::clone(&inbox), inlet)),
-        })?;
-        let started = match answer.recv_deadline(deadline) {
-            Ok(started) => started,
-            Err(lane::RecvTimeoutError::Disconnected) => Err(ClientError::Closed),
-            Err(lane::RecvTimeoutError::Timeout) => Err(ClientError::Unanswered { limit }),
-        };
-        match started {
-            Ok(()) => Ok((id, filter, inbox)),
-            Err(error) => {
-                shared.change(|session| session.leave(id));
-                Err(error)
-            }
-        }
-    }
-}
-
-/// Checks that `from` fits to `filter`, as the relay would.
-fn check_start(filter: &Filter, from: &From) -> Result<(), ClientError> {
-    let rule = match (filter, from) {
-        (Filter::Topic(_), From::Positions(_)) => "a single topic takes one position",
-        (Filter::Pattern(_), From::After(_)) => "a pattern takes a position for each topic",
-        (Filter::Pattern(pattern), From::Positions(positions)) => {
-            match positions.iter().find(|(name, _)| !pattern.matches(name)) {
-                Some((name, _)) => {
-                    return Err(ClientError::Invalid(format!("{name} does not match {pattern}")));
-                }
-                None => return Ok(()),
-            }
-        }
-        _ => return Ok(()),
-    };
-    Err(ClientError::Invalid(rule.to_owned()))
 }
 
 fn inside(shared: &Arc<Shared>, body: impl FnOnce(&Arc<Shared>)) {

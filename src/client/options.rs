@@ -38,10 +38,19 @@ pub struct InboxLimits {
 }
 
 /// How one subscription differs from the client's defaults.
-#[derive(Clone, Copy, Debug, Default)]
+///
+/// ```
+/// use landline::client::SubscribeOptions;
+///
+/// let one_at_a_time = SubscribeOptions::default().consumer("printer").window(1);
+/// ```
+#[derive(Clone, Debug, Default)]
 pub struct SubscribeOptions {
     pub(super) inbox: Option<InboxLimits>,
     pub(super) deadline: Option<Duration>,
+    pub(super) acknowledge: bool,
+    pub(super) window: Option<u64>,
+    pub(super) consumer: Option<String>,
 }
 
 /// What the connection is doing.
@@ -174,5 +183,41 @@ impl SubscribeOptions {
     pub fn deadline(mut self, limit: Duration) -> Self {
         self.deadline = Some(limit);
         self
+    }
+
+    /// Delivers at least once: an event is done with when it is
+    /// [acknowledged](crate::client::Subscription::ack), not when it was delivered.
+    ///
+    /// What is not acknowledged comes again, marked as
+    /// [redelivered](crate::client::Event::redelivered): when the relay has waited long enough
+    /// (30 s by default), and at once on the next connection. What was delivered too often
+    /// (5 times by default) goes to the topic `$dead/{topic}`, and a gap says so. The filter must
+    /// not overlap with that of another subscription of the same client.
+    #[must_use]
+    pub fn acknowledge(mut self) -> Self {
+        self.acknowledge = true;
+        self
+    }
+
+    /// How many events of one topic may be delivered and not acknowledged, 1 to 65,536. Default
+    /// 256. Implies [`SubscribeOptions::acknowledge`].
+    #[must_use]
+    pub fn window(mut self, events: u64) -> Self {
+        self.window = Some(events);
+        self.acknowledge()
+    }
+
+    /// Under which name the relay keeps the acknowledged position of this subscription, which must
+    /// be to a single topic. 1 to 128 bytes, no `/`, no control characters. Implies
+    /// [`SubscribeOptions::acknowledge`].
+    ///
+    /// A consumer that the relay knows goes on after what it has acknowledged, whatever the start
+    /// that is asked for. It is in one place at a time: the client that subscribes last has it, and
+    /// the one that had it ends with
+    /// [`ClientError::Replaced`](crate::client::ClientError::Replaced).
+    #[must_use]
+    pub fn consumer(mut self, name: impl Into<String>) -> Self {
+        self.consumer = Some(name.into());
+        self.acknowledge()
     }
 }

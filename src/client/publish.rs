@@ -79,7 +79,8 @@ impl Pending {
     ///
     /// # Errors
     ///
-    /// - [`ClientError::Refused`]: the relay will not have it, and says why.
+    /// - [`ClientError::Refused`]: the relay will not have it, and says why. One that is too busy
+    ///   for it is asked again when it said so, until the deadline.
     /// - [`ClientError::TooLarge`]: it is larger than the relay turned out to take.
     /// - [`ClientError::NotSent`]: the deadline passed while there was no connection.
     /// - [`ClientError::Unanswered`]: the deadline passed after it was sent. Whether it is stored
@@ -123,7 +124,7 @@ impl Client {
             Err(RecvTimeoutError::Disconnected) => return Err(ClientError::Closed),
             Err(RecvTimeoutError::Timeout) => {}
         }
-        let sent = self.shared().session.with(|session| session.abandon(*id));
+        let sent = self.shared().session.with(|session| session.requests.abandon(*id));
         self.shared().changed.notify_all();
         match sent {
             Some(true) => Err(ClientError::Unanswered { limit }),

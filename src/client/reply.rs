@@ -10,6 +10,7 @@ use crate::{
         session::{Answer, refused as refusal},
     },
     name::Name,
+    wire::codes::Durability,
 };
 
 /// An answer that makes no sense, as the error that the caller gets.
@@ -29,8 +30,12 @@ pub(super) fn refused(message: &Incoming<'_>) -> Refused {
 
 pub(super) fn receipt(message: &Incoming<'_>) -> Answer<Receipt> {
     let Incoming { seq, duplicate, .. } = *message;
+    // A level that this version does not know promises nothing here.
+    let said = message.durability.as_ref().map_or("", Text::as_str);
+    let known = Durability::ALL.iter().find(|level| level.as_str() == said);
+    let durability = known.copied().unwrap_or(Durability::Memory);
     match message.epoch {
-        Some(epoch) => Ok(Receipt { epoch: epoch.0, seq, duplicate }),
+        Some(epoch) => Ok(Receipt { epoch: epoch.0, seq, durability, duplicate }),
         None => Err(ClientError::Refused(nonsense("it has no epoch"))),
     }
 }
@@ -48,6 +53,7 @@ pub(super) fn history(message: &Incoming<'_>) -> Answer<History> {
         user: fields.user.as_ref().map(|user| user.as_str().into()),
         name: fields.name.as_ref().map(|name| name.as_str().into()),
         data: fields.data.0.into(),
+        redelivered: false,
     };
     Ok(History {
         epoch: epoch.0,
@@ -63,9 +69,6 @@ fn loss(recovery: &RecoveryFields<'_>) -> Option<HistoryLoss> {
     match (recovery.mode.as_str(), recovery.missing) {
         ("complete", _) => None,
         ("partial", Some((from, to))) => Some(HistoryLoss::Truncated { from, to }),
-        _ => Some(HistoryLoss::Reset(match recovery.reason.as_ref().map(Text::as_str) {
-            Some("ahead") => ResetReason::Ahead,
-            _ => ResetReason::EpochChanged,
-        })),
+        _ => Some(HistoryLoss::Reset(ResetReason::parse(recovery.reason.as_ref()))),
     }
 }

@@ -11,7 +11,7 @@
 //! It stands behind [`Rank::Client`](crate::base::lock::Rank::Client); inboxes are ended inside it.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{HashMap, VecDeque},
     net::TcpStream,
     sync::Arc,
     time::{Duration, Instant},
@@ -23,16 +23,21 @@ use crate::{
         random,
     },
     client::{
-        delivery::{Delivery, History, Receipt},
+        delivery::Delivery,
         error::{ClientError, LinkError, Refused},
         follow::{Follows, Step, SubId},
         inbox::Inbox,
-        message::{self, Incoming},
+        message::Incoming,
         options::State,
         reply,
+        requests::{Reply, Requests},
     },
-    name::Filter,
-    wire::position::From,
+    name::{Filter, Name},
+    wire::{
+        codes::CloseCode,
+        position::{From, Position},
+        request::Acks,
+    },
 };
 
 /// An answer, or why there is none.
@@ -53,11 +58,9 @@ const PATIENCE_LONG: Duration = Duration::from_secs(2);
 pub(super) struct Session {
     follows: Follows,
     members: HashMap<SubId, Member>,
-    /// Requests without an answer, in the order in which they were made.
-    requests: BTreeMap<u64, Request>,
-    requests_bytes: usize,
-    /// The first request that was not sent on this connection.
-    unsent: u64,
+    pub requests: Requests,
+    /// When the writer is to look again, though nothing new is there.
+    alarm: Option<Instant>,
     control: VecDeque<Out>,
     control_bytes: usize,
     link: Option<Link>,
@@ -88,20 +91,6 @@ struct Member {
     starting: Option<Inlet<Answer<()>>>,
 }
 
-struct Request {
-    text: Arc<str>,
-    reply: Reply,
-    expires: Instant,
-    sent: bool,
-}
-
-/// Who waits for which kind of answer.
-pub(super) enum Reply {
-    Published(Inlet<Answer<Receipt>>),
-    History(Inlet<Answer<History>>),
-    Pong(Inlet<Answer<u64>>),
-}
-
 /// Something for the writer.
 pub(super) enum Out {
     /// A message, to be framed and masked.
@@ -115,12 +104,22 @@ pub(super) enum Out {
 /// Something for the reader to do once the lock is released.
 pub(super) enum Post {
     Deliver { id: SubId, inbox: Arc<Inbox>, delivery: Delivery },
+    Forget { inbox: Arc<Inbox>, topic: Name, after: u64 },
     Reconnect,
 }
 
 /// What the writer finds.
 pub(super) enum Work {
-    Send { socket: Arc<TcpStream>, out: Vec<Out> },
+    Send {
+        socket: Arc<TcpStream>,
+        out: Vec<Out>,
+        /// Acknowledgements are among it.
+        acks: bool,
+    },
+    /// Nothing before this moment, unless there is news.
+    Sleep {
+        until: Option<Instant>,
+    },
     Finished,
 }
 
@@ -129,9 +128,8 @@ impl Session {
         Self {
             follows: Follows::new(),
             members: HashMap::new(),
-            requests: BTreeMap::new(),
-            requests_bytes: 0,
-            unsent: 0,
+            requests: Requests::default(),
+            alarm: None,
             control: VecDeque::new(),
             control_bytes: 0,
             link: None,
@@ -151,12 +149,6 @@ impl Session {
         format!("{:016x}-{}", self.key_prefix, self.keys)
     }
 
-    /// Whether one more request of `bytes` may wait for its answer.
-    pub(super) fn has_room(&self, bytes: usize, requests_max: usize, bytes_max: usize) -> bool {
-        self.requests.is_empty()
-            || (self.requests.len() < requests_max && self.requests_bytes + bytes <= bytes_max)
-    }
-
     /// The largest message that the relay takes, if that is known.
     pub(super) fn message_bytes_max(&self) -> Option<usize> {
         self.link.as_ref().map(|link| link.message_bytes_max)
@@ -171,43 +163,9 @@ impl Session {
     pub(super) fn file(&mut self, reply: Reply, expires: Instant, body: &str) -> u64 {
         // Ids rise in the order of filing, which is the order of sending.
         let id = self.follows.next_id();
-        let text: Arc<str> = message::with_id(id, body).into();
-        self.requests_bytes += text.len();
-        self.requests.insert(id, Request { text, reply, expires, sent: false });
+        self.requests.file(id, reply, expires, body);
         self.hurry();
         id
-    }
-
-    /// Gives a request up. Returns whether it was sent, `None` if it has been answered.
-    pub(super) fn abandon(&mut self, id: u64) -> Option<bool> {
-        self.remove(id).map(|request| request.sent)
-    }
-
-    fn remove(&mut self, id: u64) -> Option<Request> {
-        let request = self.requests.remove(&id)?;
-        self.requests_bytes -= request.text.len();
-        Some(request)
-    }
-
-    /// Drops requests whose callers have given up waiting.
-    pub(super) fn expire(&mut self, now: Instant, limit: Duration) {
-        let late = self.requests.iter().filter(|(_, request)| request.expires <= now);
-        let late: Vec<u64> = late.map(|(id, _)| *id).collect();
-        for id in late {
-            if let Some(request) = self.remove(id) {
-                let error = if request.sent {
-                    ClientError::Unanswered { limit }
-                } else {
-                    ClientError::NotSent { limit }
-                };
-                request.reply.fail(error);
-            }
-        }
-    }
-
-    /// Whether nothing waits for an answer.
-    pub(super) fn is_idle(&self) -> bool {
-        self.requests.is_empty()
     }
 
     pub(super) fn join(
@@ -215,13 +173,37 @@ impl Session {
         filter: Filter,
         from: From,
         inbox: Arc<Inbox>,
+        acks: Option<Acks>,
         starting: Inlet<Answer<()>>,
-    ) -> SubId {
-        let id = self.follows.join(filter, from);
+    ) -> Result<SubId, ClientError> {
+        let id = self.follows.join(filter, from, acks)?;
         self.members.insert(id, Member { inbox, starting: Some(starting) });
         self.settle();
         self.hurry();
-        id
+        Ok(id)
+    }
+
+    /// The program has dealt with the event at `position` of `topic`, and all before it.
+    pub(super) fn acknowledge(
+        &mut self,
+        id: SubId,
+        topic: &Name,
+        position: Position,
+    ) -> Result<(), ClientError> {
+        match &self.over {
+            Some(error) => Err(error.clone()),
+            None => self.follows.acknowledge(id, topic, position),
+        }
+    }
+
+    /// Whether the subscription `id` acknowledges.
+    pub(super) fn acknowledges(&self, id: SubId) -> bool {
+        self.follows.acknowledges(id)
+    }
+
+    /// Whether nothing waits for an answer, nor to be told.
+    pub(super) fn is_idle(&self) -> bool {
+        self.requests.is_empty() && self.follows.all_told()
     }
 
     pub(super) fn leave(&mut self, id: SubId) {
@@ -241,7 +223,7 @@ impl Session {
     /// The inbox of `id` took no more: `delivery` is put back.
     pub(super) fn stall(&mut self, id: SubId, delivery: &Delivery) {
         if let Delivery::Event(event) = delivery {
-            self.follows.stall(id, &event.topic, event.seq);
+            self.follows.stall(id, event);
         }
         self.settle();
     }
@@ -249,20 +231,8 @@ impl Session {
     /// A connection is ready.
     pub(super) fn link_up(&mut self, link: Link) {
         self.follows.link_up(link.message_bytes_max);
-        let max = link.message_bytes_max;
+        self.requests.link_up(link.message_bytes_max);
         self.link = Some(link);
-        let large: Vec<(u64, usize)> = self
-            .requests
-            .iter()
-            .filter(|(_, request)| max < request.text.len())
-            .map(|(id, request)| (*id, request.text.len()))
-            .collect();
-        for (id, bytes) in large {
-            if let Some(request) = self.remove(id) {
-                request.reply.fail(ClientError::TooLarge { bytes, max });
-            }
-        }
-        self.unsent = 0;
         self.settle();
     }
 
@@ -280,20 +250,17 @@ impl Session {
         if self.over.is_some() {
             return;
         }
-        for (_, request) in std::mem::take(&mut self.requests) {
-            if !request.sent {
-                // It was handed over before the end, so it goes out before the goodbye.
-                self.push(Out::Text(request.text));
-            }
-            request.reply.fail(error.clone());
+        for text in self.requests.end(&error) {
+            // It was handed over before the end, so it goes out before the goodbye.
+            self.push(Out::Text(text));
         }
-        self.requests_bytes = 0;
         for (_, member) in self.members.drain() {
             if let Some(starting) = member.starting {
                 drop(starting.send(Err(error.clone())));
             }
             member.inbox.end(error.clone());
         }
+        self.push_acks();
         self.control.push_back(Out::Close);
         self.state = State::Ended { error: error.clone() };
         self.over = Some(error);
@@ -315,11 +282,12 @@ impl Session {
     }
 
     /// What the writer is to send next, `None` if nothing.
-    pub(super) fn work(&mut self) -> Option<Work> {
+    pub(super) fn work(&mut self, now: Instant) -> Option<Work> {
         let Some(link) = &self.link else {
-            return self.over.is_some().then_some(Work::Finished);
+            return if self.over.is_some() { Some(Work::Finished) } else { self.sleep(None) };
         };
         let socket = Arc::clone(&link.socket);
+        let acks = self.push_acks();
         let (mut out, mut bytes) = (Vec::new(), 0);
         while bytes < BATCH_BYTES
             && let Some(next) = self.control.pop_front()
@@ -328,34 +296,55 @@ impl Session {
             self.control_bytes -= next.bytes();
             out.push(next);
         }
-        for (id, request) in self.requests.range_mut(self.unsent..) {
-            if BATCH_BYTES <= bytes {
-                break;
-            }
-            bytes += request.text.len();
-            request.sent = true;
-            out.push(Out::Text(Arc::clone(&request.text)));
-            self.unsent = id + 1;
+        self.requests.send(now, &mut out, BATCH_BYTES);
+        if !out.is_empty() {
+            return Some(Work::Send { socket, out, acks });
         }
-        if out.is_empty() {
-            return self.over.is_some().then_some(Work::Finished);
+        if self.over.is_some() {
+            return Some(Work::Finished);
         }
-        Some(Work::Send { socket, out })
+        self.sleep(self.requests.next_retry())
+    }
+
+    /// Queues what the relay is to be told of acknowledgements. Returns whether there is any.
+    fn push_acks(&mut self) -> bool {
+        let texts = self.follows.acks();
+        let any = !texts.is_empty();
+        texts.into_iter().for_each(|text| self.push(Out::Text(text.into())));
+        any
+    }
+
+    /// Tells the writer until when to sleep, if it does not know.
+    fn sleep(&mut self, until: Option<Instant>) -> Option<Work> {
+        let known = std::mem::replace(&mut self.alarm, until) == until;
+        (!known).then_some(Work::Sleep { until })
+    }
+
+    /// Whether there are acknowledgements for the writer.
+    pub(super) fn has_acks(&self) -> bool {
+        self.follows.has_acks()
+    }
+
+    /// Takes one message about subscriptions. `false` if it is about something else.
+    pub(super) fn follow(&mut self, message: &Incoming<'_>) -> bool {
+        let taken = self.follows.take(message);
+        if taken {
+            self.settle();
+        }
+        taken
     }
 
     /// Takes one message from the relay.
-    pub(super) fn take(&mut self, message: &Incoming<'_>) {
-        if self.follows.take(message) {
-            self.settle();
+    pub(super) fn take(&mut self, message: &Incoming<'_>, now: Instant) {
+        if self.follow(message) {
             return;
         }
         if message.kind.as_str() == "error" {
-            self.take_error(message);
+            self.take_error(message, now);
             return;
         }
-        let Some(id) = message.id else { return };
-        let Some(request) = self.remove(id) else { return };
-        match (request.reply, message.kind.as_str()) {
+        let Some(reply) = message.id.and_then(|id| self.requests.answered(id)) else { return };
+        match (reply, message.kind.as_str()) {
             (Reply::Published(reply), "published") => {
                 drop(reply.send(reply::receipt(message)));
             }
@@ -368,15 +357,11 @@ impl Session {
         }
     }
 
-    fn take_error(&mut self, message: &Incoming<'_>) {
+    fn take_error(&mut self, message: &Incoming<'_>, now: Instant) {
         let refused = reply::refused(message);
         match message.id {
             Some(id) if self.follows.refuse(id, &refused) => self.settle(),
-            Some(id) => {
-                if let Some(request) = self.remove(id) {
-                    request.reply.fail(ClientError::Refused(refused));
-                }
-            }
+            Some(id) => self.requests.refuse(id, refused, now),
             None => {
                 log::warn!("{refused}");
                 if let Some(topic) = &message.topic {
@@ -428,6 +413,12 @@ impl Session {
                         self.posts.push(Post::Deliver { id, inbox, delivery });
                     }
                 }
+                Step::Forget(id, topic, after) => {
+                    if let Some(member) = self.members.get(&id) {
+                        let inbox = Arc::clone(&member.inbox);
+                        self.posts.push(Post::Forget { inbox, topic, after });
+                    }
+                }
                 Step::Started(id) => {
                     let member = self.members.get_mut(&id);
                     if let Some(starting) = member.and_then(|member| member.starting.take()) {
@@ -449,22 +440,11 @@ impl Session {
 }
 
 impl Out {
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         match self {
             Out::Text(text) => text.len(),
             Out::Frames(frames) => frames.len(),
             Out::Close => 0,
-        }
-    }
-}
-
-impl Reply {
-    fn fail(self, error: ClientError) {
-        // The caller may have stopped waiting; then nobody is left to tell.
-        match self {
-            Reply::Published(reply) => drop(reply.send(Err(error))),
-            Reply::History(reply) => drop(reply.send(Err(error))),
-            Reply::Pong(reply) => drop(reply.send(Err(error))),
         }
     }
 }
@@ -479,10 +459,16 @@ pub(super) struct Awaited<T> {
 
 /// Says how a link that ended for good ends the client.
 pub(super) fn dismissed(server: &str, source: LinkError) -> ClientError {
+    let server = server.to_owned();
     if let LinkError::Refused(refused) = source {
         return ClientError::Refused(refused);
     }
-    ClientError::Dismissed { server: server.to_owned(), source }
+    if let LinkError::ClosedWith { code, .. } = source
+        && code == CloseCode::Replaced.number()
+    {
+        return ClientError::Replaced { server };
+    }
+    ClientError::Dismissed { server, source }
 }
 
 /// A refusal that the relay did not write but meant.

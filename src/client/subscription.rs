@@ -5,7 +5,7 @@ use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 use crate::{
     client::{
         Client,
-        delivery::Delivery,
+        delivery::{Delivery, Event},
         error::ClientError,
         follow::SubId,
         inbox::{Inbox, Taken},
@@ -106,13 +106,52 @@ impl Subscription {
         Ok(taken.map(|taken| self.note(taken)))
     }
 
+    /// Says that the program has dealt with `event` and all before it in its topic. Only for a
+    /// subscription that [acknowledges](crate::client::SubscribeOptions::acknowledge).
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), landline::client::ClientError> {
+    /// # let client = landline::client::Client::connect("", Default::default())?;
+    /// use landline::client::{Delivery, From, SubscribeOptions};
+    ///
+    /// let options = SubscribeOptions::default().acknowledge();
+    /// let mut jobs = client.subscribe("jobs", From::Start, options)?;
+    /// if let Delivery::Event(job) = jobs.recv()? {
+    ///     // What has to be done for it is done here, and then:
+    ///     jobs.ack(&job)?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// It is sent soon, many as one, and remembered: where a lost connection lost it, the next
+    /// one brings it. [`Client::flush`] waits until it is sent.
+    ///
+    /// # Errors
+    ///
+    /// - [`ClientError::Invalid`]: the subscription does not acknowledge, or has not delivered
+    ///   `event`.
+    /// - [`ClientError::Replaced`], [`ClientError::Dismissed`], [`ClientError::Closed`]: it has
+    ///   ended, and the relay will not hear of it.
+    pub fn ack(&self, event: &Event) -> Result<(), ClientError> {
+        acknowledge(self.client.shared(), self.id, event)
+    }
+
+    /// A handle for acknowledging, for another thread or while this is iterated over. It does not
+    /// keep the client alive.
+    #[must_use]
+    pub fn acker(&self) -> Acker {
+        Acker { shared: Arc::clone(self.client.shared()), id: self.id }
+    }
+
     /// How many deliveries wait to be taken.
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.inbox.waiting()
     }
 
-    /// After which event of each topic the program stands, as far as it has taken deliveries.
+    /// After which event of each topic the program stands, as far as it has taken deliveries,
+    /// acknowledged or not.
     ///
     /// [`Subscription::resume_from`] makes a start of it for a later subscription.
     #[must_use]
@@ -197,6 +236,50 @@ impl fmt::Debug for Subscription {
     }
 }
 
+/// Acknowledges events of one subscription.
+///
+/// ```no_run
+/// # fn main() -> Result<(), landline::client::ClientError> {
+/// # let client = landline::client::Client::connect("", Default::default())?;
+/// # use landline::client::{Delivery, From, SubscribeOptions};
+/// let options = SubscribeOptions::default().acknowledge();
+/// let jobs = client.subscribe("jobs", From::Start, options)?;
+/// let acker = jobs.acker();
+/// for delivery in jobs {
+///     if let Delivery::Event(job) = delivery? {
+///         acker.ack(&job)?;
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Acker {
+    shared: Arc<Shared>,
+    id: SubId,
+}
+
+impl Acker {
+    /// As [`Subscription::ack`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Subscription::ack`].
+    pub fn ack(&self, event: &Event) -> Result<(), ClientError> {
+        acknowledge(&self.shared, self.id, event)
+    }
+}
+
+impl fmt::Debug for Acker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Acker").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+fn acknowledge(shared: &Shared, id: SubId, event: &Event) -> Result<(), ClientError> {
+    shared.change(|session| session.acknowledge(id, &event.topic, event.position()))
+}
+
 /// A handler that gets deliveries on a thread of its own. Dropping it ends the subscription; a
 /// call that is running goes on to its end.
 #[must_use = "dropping a listener ends its subscription"]
@@ -238,11 +321,20 @@ pub(super) fn listen(
     mut handler: impl FnMut(Delivery),
 ) {
     let _member = Membership { shared, id };
+    let acknowledges = shared.session.with(|session| session.acknowledges(id));
     while let Ok(Some(Taken { delivery, resume })) = inbox.take(None) {
         if resume {
             shared.change(|session| session.resume(id));
         }
+        let mut handled = None;
+        if let Delivery::Event(event) = &delivery
+            && acknowledges
+        {
+            handled = Some(event.clone());
+        }
         handler(delivery);
+        // Where this fails there is nobody to tell, and nothing more comes.
+        drop(handled.map(|event| acknowledge(shared, id, &event)));
     }
 }
 

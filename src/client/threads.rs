@@ -162,7 +162,7 @@ fn run(shared: &Arc<Shared>, mut opened: Opened) -> Failure {
     let mut posts = Vec::new();
     let wanted = shared.change(|session| {
         if session.over.is_none() {
-            session.expire(now, limit);
+            session.requests.expire(now, limit);
             session.link_up(link);
             session.hand_over(&mut posts);
         }
@@ -205,14 +205,19 @@ fn take(shared: &Shared, text: &str, posts: &mut Vec<Post>) -> Result<Option<Dur
     let kind = message.kind.as_str();
     if kind == "event" {
         // The usual case changes nothing that others wait for.
-        shared.session.with(|session| {
-            session.take(&message);
+        let acks = shared.session.with(|session| {
+            session.follow(&message);
             session.hand_over(posts);
+            session.has_acks()
         });
+        if acks {
+            shared.work.notify_one();
+        }
         return Ok(None);
     }
+    let now = shared.clock.now();
     shared.change(|session| {
-        session.take(&message);
+        session.take(&message, now);
         session.hand_over(posts);
     });
     shared.changed.notify_all();
@@ -226,6 +231,7 @@ fn deliver(shared: &Shared, posts: &mut Vec<Post>) -> bool {
     for post in posts.drain(..) {
         match post {
             Post::Reconnect => give_up = true,
+            Post::Forget { inbox, topic, after } => inbox.forget(&topic, after),
             Post::Deliver { id, inbox, delivery } => {
                 if let Put::Full(delivery) = inbox.put(delivery, Duration::ZERO) {
                     wait_for_room(shared, id, &inbox, delivery);
@@ -259,15 +265,23 @@ fn wait_for_room(
 pub(super) fn write(shared: &Arc<Shared>) {
     let mut masks = Masks::new(random::number());
     let mut bytes = Vec::new();
+    let mut alarm = None;
     loop {
-        match shared.session.wait_until(&shared.work, None, Session::work) {
-            None | Some(Work::Finished) => return,
-            Some(Work::Send { socket, out }) => {
+        let work = |session: &mut Session| session.work(shared.clock.now());
+        match shared.session.wait_until(&shared.work, alarm, work) {
+            None => {}
+            Some(Work::Finished) => return,
+            Some(Work::Sleep { until }) => alarm = until,
+            Some(Work::Send { socket, out, acks }) => {
                 let closing = link::frame(&out, &mut masks, &mut bytes);
                 lock::assert_none_held();
                 let written = (&*socket).write_all(&bytes);
                 bytes.clear();
                 bytes.shrink_to(BUFFER_BYTES);
+                if acks {
+                    // No answer will say so.
+                    shared.changed.notify_all();
+                }
                 if written.is_err() || closing {
                     // The reader notices, and what was not confirmed is sent again.
                     let how = if closing { Shutdown::Write } else { Shutdown::Both };

@@ -14,8 +14,8 @@ use landline::{
         random,
     },
     client::{
-        Client, ClientError, Delivery, Event, From, InboxLimits, Message, Options, State,
-        SubscribeOptions, Subscription,
+        Client, ClientError, Delivery, Durability, Event, From, InboxLimits, Message, Options,
+        State, SubscribeOptions, Subscription,
     },
 };
 
@@ -339,7 +339,7 @@ fn a_code_that_says_never_ends_the_client_for_everybody() {
     let scripted = Scripted::start(|listener| {
         let mut peer = Peer::welcome(listener, 60_000);
         assert_eq!(peer.next().unwrap()["type"], "publish");
-        peer.close(4_002);
+        peer.close(4_003);
         drop(listener.set_nonblocking(true));
         assert!(listener.accept().is_err(), "it came back");
     });
@@ -372,6 +372,48 @@ fn a_relay_that_falls_silent_is_left_and_unconfirmed_publishes_are_sent_again() 
     let client = connect(&scripted.url());
     let receipt = client.publish("t", &1).unwrap();
     assert_eq!((receipt.seq, receipt.duplicate), (7, true));
+    drop(client);
+    scripted.finish();
+}
+
+#[test]
+fn a_relay_that_is_busy_gets_the_same_publish_again_when_it_said_so() {
+    let scripted = Scripted::start(|listener| {
+        let mut peer = Peer::welcome(listener, 60_000);
+        let first = peer.next().unwrap();
+        let refuse = |peer: &mut Peer, id: &serde_json::Value, code: &str, ms: u64| {
+            peer.say(&format!(
+                r#"{{"type":"error","id":{id},"code":"{code}","message":"no room",
+                    "retry_after_ms":{ms}}}"#
+            ));
+        };
+        let said = Clock::default().now();
+        refuse(&mut peer, &first["id"], "busy", 100);
+        let second = peer.next().unwrap();
+        assert!(Duration::from_millis(100) <= Clock::default().now() - said, "too early");
+        assert_eq!(first, second);
+        // Another connection does not send it sooner, nor does it forget.
+        refuse(&mut peer, &first["id"], "unavailable", 300);
+        let said = Clock::default().now();
+        drop(peer);
+        let mut peer = Peer::welcome(listener, 60_000);
+        assert_eq!(peer.next().unwrap(), first);
+        assert!(Duration::from_millis(300) <= Clock::default().now() - said, "too early");
+        peer.say(&format!(
+            r#"{{"type":"published","id":{},"seq":3,"epoch":"0000000000000007",
+                "durability":"synced"}}"#,
+            first["id"]
+        ));
+        // This one could only be sent again after its deadline.
+        let late = peer.next().unwrap();
+        refuse(&mut peer, &late["id"], "busy", 60_000);
+        assert!(peer.next().is_none());
+    });
+    let client = connect(&scripted.url());
+    let receipt = client.publish("t", &1).unwrap();
+    assert_eq!((receipt.seq, receipt.durability), (3, Durability::Synced));
+    let refused = client.publish("t", &2);
+    assert!(matches!(&refused, Err(ClientError::Refused(refused)) if refused.code == "busy"));
     drop(client);
     scripted.finish();
 }

@@ -48,10 +48,12 @@ pub mod shutdown;
 pub mod embedded;
 
 pub mod client;
+pub mod client_redelivery;
 pub mod client_support;
 
 pub mod backup;
 pub mod cli;
+pub mod cli_acks;
 
 pub mod docs;
 

@@ -5,7 +5,8 @@ use crate::{
         delivery::{Delivery, Event, LossReason},
         error::{ClientError, Refused},
         follow::{
-            Ask, Follows, Stage, Step, SubId, Topic,
+            Ask, Follows, Stage, Step, Sub, SubId, Topic,
+            acks::Acking,
             cursor::{Cursor, Facts, Found},
         },
         message::{Incoming, Text},
@@ -102,10 +103,17 @@ impl Follows {
         let name = message.topic.as_ref().map_or("", Text::as_str);
         let Some((name, topic)) = self.topics.get_key_value(name) else { return };
         let (name, epoch, seq) = (name.clone(), topic.epoch, message.seq);
-        let mut event: Option<Event> = None;
+        let (mut event, mut acking): (Option<Event>, bool) = (None, false);
         for id in &topic.subs {
             let Some(sub) = self.subs.get_mut(id) else { continue };
+            acking |= sub.acking.is_some();
             let Some(Cursor::At(at)) = sub.cursors.get_mut(&name) else { continue };
+            if let Some(acking) = &mut sub.acking
+                && seq <= topic.seq
+                && let Some(after) = acking.go_back(&name, seq, at)
+            {
+                self.steps.push(Step::Forget(*id, name.clone(), after));
+            }
             if seq <= at.seq {
                 continue;
             }
@@ -115,8 +123,15 @@ impl Follows {
                 let reason = LossReason::Other;
                 let gap = Delivery::Gap { topic: name.clone(), from, to, reason };
                 self.steps.push(Step::Deliver(*id, gap));
+                at.seq = to;
+                if let Some(mark) = sub.mark(&name) {
+                    mark.lose(from, to);
+                }
             }
-            at.seq = seq;
+            if let Some(Cursor::At(at)) = sub.cursors.get_mut(&name) {
+                at.seq = seq;
+            }
+            let redelivered = sub.mark(&name).is_some_and(|mark| mark.deliver(seq));
             let event = event.get_or_insert_with(|| Event {
                 topic: name.clone(),
                 epoch,
@@ -125,12 +140,16 @@ impl Follows {
                 user: message.user.as_ref().map(|user| user.as_str().into()),
                 name: message.name.as_ref().map(|name| name.as_str().into()),
                 data: message.data.0.into(),
+                redelivered,
             });
             self.steps.push(Step::Deliver(*id, Delivery::Event(event.clone())));
         }
         if let Some(topic) = self.topics.get_mut(&name) {
             topic.seq = seq;
             topic.tail = topic.tail.max(seq);
+        }
+        if acking {
+            self.reached(&name, seq);
         }
     }
 
@@ -140,19 +159,33 @@ impl Follows {
         let name = name.clone();
         let reason =
             message.reason.as_ref().map_or(LossReason::Other, |text| LossReason::parse(&text.0));
+        let mut acking = false;
         for id in &topic.subs {
             let Some(sub) = self.subs.get_mut(id) else { continue };
+            acking |= sub.acking.is_some();
             let Some(Cursor::At(at)) = sub.cursors.get_mut(&name) else { continue };
+            if let Some(acking) = &mut sub.acking
+                && message.from <= topic.seq
+                && let Some(after) = acking.go_back(&name, message.from, at)
+            {
+                self.steps.push(Step::Forget(*id, name.clone(), after));
+            }
             if at.seq < message.to {
                 let (from, to) = (at.seq + 1, message.to);
                 at.seq = to;
+                if let Some(mark) = sub.mark(&name) {
+                    mark.lose(from, to);
+                }
                 let gap = Delivery::Gap { topic: name.clone(), from, to, reason };
                 self.steps.push(Step::Deliver(*id, gap));
             }
         }
         if let Some(topic) = self.topics.get_mut(&name) {
-            topic.seq = topic.seq.max(message.to);
+            topic.seq = if acking { message.to } else { topic.seq.max(message.to) };
             topic.tail = topic.tail.max(message.to);
+        }
+        if acking {
+            self.reached(&name, message.to);
         }
     }
 
@@ -168,7 +201,11 @@ impl Follows {
                 let Some(facts) = facts(message) else { return };
                 self.place(&name, facts);
                 if let Some(id) = initiator {
-                    self.give(id, &name, facts, Some(facts.seq));
+                    if self.subs.get(&id).is_some_and(Sub::consumes) {
+                        self.give_consumer(id, &name, facts, message.recovery.as_ref());
+                    } else {
+                        self.give(id, &name, facts, Some(facts.seq));
+                    }
                     self.begin(id);
                 }
                 self.advance(&filter);
@@ -323,6 +360,9 @@ impl Follows {
         };
         for id in &subs {
             self.settle(*id, name, facts);
+            if let Some(mark) = self.subs.get_mut(id).and_then(|sub| sub.mark(name)) {
+                mark.restart(facts.seq);
+            }
         }
         let behind = |id: &SubId| {
             self.cursor(*id, name).is_some_and(|cursor| cursor.rewinding_to().is_some())
@@ -342,7 +382,8 @@ impl Follows {
         let Some(cursor) = sub.cursors.get_mut(name) else { return };
         let Some(at) = cursor.position() else { return };
         let first_time = matches!(cursor, Cursor::Preset(_));
-        let (found, seq) = facts.find(at);
+        let consumes = sub.acking.as_ref().is_some_and(Acking::consumes);
+        let (found, seq) = if consumes { facts.find_consumer(at) } else { facts.find(at) };
         *cursor = facts.cursor(seq);
         let topic = name.clone();
         if first_time {
@@ -351,11 +392,17 @@ impl Follows {
             let Facts { first, tail, .. } = facts;
             let attached = Delivery::Attached { topic: topic.clone(), position, first, tail };
             self.steps.push(Step::Deliver(id, attached));
+            sub.set_mark(name, facts.position(seq));
+        } else if let Some(after) = sub.confirm_mark(name, found, facts.position(seq)) {
+            self.steps.push(Step::Forget(id, topic.clone(), after));
         }
         let loss = match found {
             Found::Everything => return,
             Found::Partly { from, to } => {
-                Delivery::Gap { topic, from, to, reason: LossReason::Truncated }
+                // A consumer may also have been moved on the relay.
+                let stored = to <= facts.beginning();
+                let reason = if stored { LossReason::Truncated } else { LossReason::Other };
+                Delivery::Gap { topic, from, to, reason }
             }
             Found::Foreign { lost, reason } => {
                 Delivery::Reset { topic, lost, position: facts.position(seq), reason }
@@ -376,6 +423,7 @@ impl Follows {
         }
         sub.cursors.insert(name.clone(), cursor);
         let position = facts.position(want);
+        sub.set_mark(name, position);
         let Facts { first, tail, .. } = facts;
         let attached = Delivery::Attached { topic: name.clone(), position, first, tail };
         self.steps.push(Step::Deliver(id, attached));

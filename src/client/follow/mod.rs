@@ -26,23 +26,30 @@
 //!
 //! Where steps go (`session`), queues (`inbox`).
 
+mod acks;
+#[cfg(test)]
+mod acks_tests;
 mod answers;
 mod cursor;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::{
     base::limits::POSITIONS_MAX,
     client::{
-        delivery::Delivery,
+        delivery::{Delivery, Event},
         error::ClientError,
         message::{FromBody, Outgoing, encode},
     },
     name::{Filter, Name, Pattern},
-    wire::position::{Epoch, From, Position},
+    wire::{
+        position::{Epoch, From, Position},
+        request::Acks,
+    },
 };
+use acks::Acking;
 use cursor::Cursor;
 
 /// Identifies one local subscription.
@@ -55,6 +62,8 @@ pub(super) enum Step {
     Send(String),
     /// Something for a subscription's inbox.
     Deliver(SubId, Delivery),
+    /// What waits in a subscription's inbox, of this topic and after this event, comes again.
+    Forget(SubId, Name, u64),
     /// A subscription's start is known.
     Started(SubId),
     /// A subscription has ended.
@@ -69,7 +78,9 @@ pub(super) enum Step {
 ///    asked to drop it since.
 /// 2. While a topic is in `topics`, the relay's cursor for it is at or before the cursor of each
 ///    subscription that is `At`, or a request that puts it there is in `asks`.
-/// 3. A cursor that is `At` only moves forward, by one event or by an announced loss.
+/// 3. A cursor that is `At` only moves forward, by one event or by an announced loss; one that
+///    acknowledges also back, to what is not acknowledged.
+/// 4. A subscription that acknowledges overlaps with no other.
 pub(super) struct Follows {
     ids: u64,
     online: bool,
@@ -80,6 +91,8 @@ pub(super) struct Follows {
     /// Patterns whose `unsubscribed` is on its way: until then, `attached` is about the past.
     leaving: HashMap<Pattern, u64>,
     message_bytes_max: usize,
+    /// Topics of which the relay is to be told what was acknowledged.
+    due: BTreeSet<Name>,
     steps: Vec<Step>,
 }
 
@@ -91,6 +104,8 @@ struct Sub {
     /// Its inbox is full: it is treated as if its connection were lost, alone.
     stalled: bool,
     cursors: HashMap<Name, Cursor>,
+    /// Only if it acknowledges.
+    acking: Option<Acking>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +154,10 @@ impl Sub {
     fn needs_filter(&self) -> bool {
         !self.stalled || self.stage != Stage::Started
     }
+
+    fn names(&self) -> impl Iterator<Item = &Name> {
+        self.cursors.keys()
+    }
 }
 
 impl Follows {
@@ -152,6 +171,7 @@ impl Follows {
             asks: HashMap::new(),
             leaving: HashMap::new(),
             message_bytes_max: usize::MAX,
+            due: BTreeSet::new(),
             steps: Vec::new(),
         }
     }
@@ -168,9 +188,18 @@ impl Follows {
     }
 
     /// Adds a subscription. [`Step::Started`] or [`Step::Failed`] follows.
-    pub(super) fn join(&mut self, filter: Filter, from: From) -> SubId {
+    pub(super) fn join(
+        &mut self,
+        filter: Filter,
+        from: From,
+        acks: Option<Acks>,
+    ) -> Result<SubId, ClientError> {
+        self.conflict(&filter, acks.as_ref())?;
         let id = self.next_id();
+        let consumes = acks.as_ref().is_some_and(|acks| acks.consumer.is_some());
         let preset: Vec<(Name, Position)> = match (&filter, &from) {
+            // The relay decides where a consumer starts.
+            _ if consumes => Vec::new(),
             (Filter::Topic(name), From::After(position)) => vec![(name.clone(), *position)],
             (Filter::Pattern(_), From::Positions(positions)) => positions.clone(),
             _ => Vec::new(),
@@ -181,15 +210,17 @@ impl Follows {
                 topic.subs.push(id);
             }
         }
-        let sub =
-            Sub { filter: filter.clone(), from, stage: Stage::Waiting, stalled: false, cursors };
+        let acking = acks.map(Acking::new);
+        let (stage, stalled) = (Stage::Waiting, false);
+        let sub = Sub { filter: filter.clone(), from, stage, stalled, cursors, acking };
         self.subs.insert(id, sub);
         self.advance(&filter);
-        id
+        Ok(id)
     }
 
     /// Removes a subscription, and what the relay did only for it.
     pub(super) fn leave(&mut self, id: SubId) {
+        self.flush_acks();
         if self.subs.remove(&id).is_none() {
             return;
         }
@@ -200,13 +231,21 @@ impl Follows {
         self.drop_unused();
     }
 
-    /// The inbox of `id` did not take event `seq` of `name`: nothing more for it until
-    /// [`Follows::resume`], which goes on with that event.
-    pub(super) fn stall(&mut self, id: SubId, name: &Name, seq: u64) {
+    /// The inbox of `id` did not take `event`: nothing more for it until [`Follows::resume`],
+    /// which goes on with that event.
+    pub(super) fn stall(&mut self, id: SubId, event: &Event) {
+        self.flush_acks();
         let Some(sub) = self.subs.get_mut(&id) else { return };
         sub.stalled = true;
-        if let Some(Cursor::At(at)) = sub.cursors.get_mut(name) {
-            at.seq = seq - 1;
+        let before = event.seq - 1;
+        let acked = sub.mark(&event.topic).map_or(0, |mark| {
+            if !event.redelivered {
+                mark.take_back(event.seq);
+            }
+            mark.acked
+        });
+        if let Some(Cursor::At(at)) = sub.cursors.get_mut(&event.topic) {
+            at.seq = before.max(acked);
         }
         for cursor in sub.cursors.values_mut() {
             if let Cursor::At(at) | Cursor::Rewinding(at) = *cursor {
@@ -264,11 +303,13 @@ impl Follows {
         self.topics.clear();
         self.asks.clear();
         self.leaving.clear();
+        self.due.clear();
         for sub in self.subs.values_mut() {
             if matches!(sub.stage, Stage::Seeking(_)) {
                 sub.stage = Stage::Waiting;
             }
             sub.cursors.retain(|_, cursor| cursor.survive());
+            sub.go_back_to_acknowledged();
         }
     }
 
@@ -311,8 +352,7 @@ impl Follows {
         held.initiator = initiator;
         self.held.insert(filter.clone(), held);
         self.asks.insert(id, Ask::Subscribe(filter.clone()));
-        let request = Outgoing::Subscribe { topic: filter.as_str(), from: FromBody(&from) };
-        self.steps.push(Step::Send(encode(id, &request)));
+        self.steps.push(Step::Send(self.subscribe(id, filter, &from)));
     }
 
     /// Where the relay is to start with `filter`, and whose wish that is if it is only one's.
@@ -342,7 +382,7 @@ impl Follows {
     /// The lowest cursor that any subscription has on `name`. If their epochs differ, those that
     /// do not fit are told so when the relay's answer shows its own.
     fn lowest(&self, name: &Name) -> Option<Position> {
-        let positions = self.subs.values().filter_map(|sub| sub.cursors.get(name)?.position());
+        let positions = self.subs.values().filter_map(|sub| sub.wanted(name));
         positions.min_by_key(|position| position.seq)
     }
 
@@ -352,8 +392,9 @@ impl Follows {
     /// costs traffic, not correctness.
     fn positions(&self, pattern: &Pattern) -> Vec<(Name, Position)> {
         let mut lowest: BTreeMap<&Name, Position> = BTreeMap::new();
-        for (name, cursor) in self.subs.values().flat_map(|sub| &sub.cursors) {
-            let Some(position) = cursor.position().filter(|_| pattern.matches(name)) else {
+        let names = |sub| std::iter::repeat(sub).zip(Sub::names(sub));
+        for (sub, name) in self.subs.values().flat_map(names) {
+            let Some(position) = sub.wanted(name).filter(|_| pattern.matches(name)) else {
                 continue;
             };
             let entry = lowest.entry(name).or_insert(position);
@@ -404,17 +445,20 @@ impl Follows {
     /// Moves the relay's cursor for `name` back to where everybody gets what is due.
     fn rewind(&mut self, name: &Name) {
         let Some(topic) = self.topics.get(name) else { return };
-        let wanted = topic.subs.iter().filter_map(|id| self.subs.get(id)?.cursors.get(name));
-        let lowest = wanted.filter_map(Cursor::rewinding_to).min();
+        let subs = topic.subs.iter().filter_map(|id| self.subs.get(id));
+        let rewinding =
+            |sub: &&Sub| sub.cursors.get(name).is_some_and(|at| at.rewinding_to().is_some());
+        let wanted = subs.filter(rewinding).filter_map(|sub| sub.wanted(name));
+        let lowest = wanted.map(|position| position.seq).min();
         let seq = lowest.map_or(topic.seq, |lowest| lowest.min(topic.seq));
         let from = From::After(Position { epoch: topic.epoch, seq });
         let id = self.next_id();
         self.asks.insert(id, Ask::Rewind(name.clone()));
         // From now on the topic is followed by name too, whatever brought it.
         let held = Held { ask: None, initiator: None, announced: None, attached: 0 };
-        self.held.entry(Filter::Topic(name.clone())).or_insert(held);
-        let request = Outgoing::Subscribe { topic: name.as_str(), from: FromBody(&from) };
-        self.steps.push(Step::Send(encode(id, &request)));
+        let filter = Filter::Topic(name.clone());
+        self.steps.push(Step::Send(self.subscribe(id, &filter, &from)));
+        self.held.entry(filter).or_insert(held);
     }
 
     fn check_started(&mut self, id: SubId) {

@@ -245,7 +245,7 @@ impl World {
                     if let Delivery::Event(event) = &delivery
                         && full
                     {
-                        stalls.push((id, event.topic.clone(), event.seq));
+                        stalls.push((id, event.clone()));
                         continue;
                     }
                     let epoch = Epoch::from_number(self.relay.epoch);
@@ -254,11 +254,11 @@ impl World {
                 }
                 Step::Started(id) => self.seen.get_mut(&id).unwrap().started = true,
                 Step::Failed(id, _) => self.seen.get_mut(&id).unwrap().failed = true,
-                Step::Reconnect => {}
+                Step::Forget(..) | Step::Reconnect => {}
             }
         }
-        for (id, name, seq) in stalls {
-            self.follows.stall(id, &name, seq);
+        for (id, event) in stalls {
+            self.follows.stall(id, &event);
             self.settle();
         }
     }
@@ -289,7 +289,7 @@ impl World {
     }
 
     fn join(&mut self, filter: &str, from: From) -> SubId {
-        let id = self.follows.join(Filter::parse(filter).unwrap(), from);
+        let id = self.follows.join(Filter::parse(filter).unwrap(), from, None).unwrap();
         self.log.push(format!("{id} joins {filter}"));
         self.seen.insert(id, Seen::default());
         self.settle();
@@ -358,10 +358,14 @@ fn deliver(seen: &mut Seen, delivery: Delivery, epoch: Epoch, log: &[String]) {
 }
 
 /// A small generator, so that a failure can be repeated.
-struct Dice(u64);
+pub(super) struct Dice(u64);
 
 impl Dice {
-    fn below(&mut self, bound: usize) -> usize {
+    pub(super) fn new(seed: u64) -> Dice {
+        Dice(seed * 2_654_435_761 + 1)
+    }
+
+    pub(super) fn below(&mut self, bound: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -377,7 +381,7 @@ enum Loss {
 }
 
 fn play(seed: u64, moves: usize, loss: Loss) {
-    let mut dice = Dice(seed * 2_654_435_761 + 1);
+    let mut dice = Dice::new(seed);
     let mut world = World::new();
     world.connect();
     for _ in 0..moves {
