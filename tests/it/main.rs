@@ -23,6 +23,8 @@ pub mod durable;
 
 pub mod dedupe;
 
+pub mod acks;
+
 pub mod isolation;
 
 pub mod handshake;

@@ -287,15 +287,16 @@ impl Writer {
                     self.peers[index].parts.push(Part { range, kind });
                     self.touch(index);
                 }
+                let following = self.peers[index].follows.get(&feed_index);
+                if let Some(acks) = following.and_then(|following| following.acks.as_ref()) {
+                    acks.offer(to);
+                }
                 if tail.min(group) <= to {
                     self.join_group(index, feed_index, to);
                 } else if to == from && to == limit && self.park_for_window(index, feed_index) {
                     // It goes on with the next acknowledgement.
                 } else if let Some(following) = self.peers[index].follows.get_mut(&feed_index) {
                     following.cursor = Some(to);
-                    if let Some(acks) = &following.acks {
-                        acks.offer(to);
-                    }
                 }
             }
             Copied::Stored => {
