@@ -76,6 +76,8 @@ pub(super) struct Acks {
     acked: u64,
     /// Up to which event was sent when, oldest first; only what is not acknowledged.
     sent: VecDeque<(u64, Instant)>,
+    /// The newest event that was ever sent.
+    sent_max: u64,
     /// How often the first event that is not acknowledged was sent.
     deliveries: u32,
     consumer: Option<(UserName, u64)>,
@@ -95,9 +97,21 @@ impl Acks {
             window: setup.window,
             acked,
             sent: VecDeque::new(),
+            sent_max: acked,
             deliveries: setup.deliveries.saturating_add(1),
             consumer: setup.consumer.clone(),
         }
+    }
+
+    /// Where a cursor at `at` goes on: not before what was sent and has been acknowledged since.
+    pub(super) fn resume(&self, at: u64) -> u64 {
+        at.max(self.cell.acked().min(self.sent_max))
+    }
+
+    /// Whether a cursor at `at` may be sent something. If not, the next acknowledgement tells.
+    fn has_room(&self, at: u64) -> bool {
+        self.cell.block();
+        at < self.limit()
     }
 
     /// The last event that may be sent now.
@@ -111,6 +125,10 @@ impl Acks {
 
     /// Notes that events up to `upto` have gone.
     pub(super) fn note_sent(&mut self, upto: u64, now: Instant) {
+        self.sent_max = self.sent_max.max(upto);
+        if upto <= self.acked {
+            return;
+        }
         match self.sent.back_mut() {
             Some((last, at)) if now.saturating_duration_since(*at) < MERGE => {
                 *last = upto.max(*last);
@@ -125,9 +143,9 @@ impl Acks {
         if self.acked < acked {
             self.acked = acked;
             self.deliveries = 1;
-            while self.sent.front().is_some_and(|(upto, _)| *upto <= acked) {
-                self.sent.pop_front();
-            }
+        }
+        while self.sent.front().is_some_and(|(upto, _)| *upto <= acked) {
+            self.sent.pop_front();
         }
     }
 }
@@ -149,29 +167,34 @@ impl Writer {
         if let Some(acks) = following.and_then(|following| following.acks.as_mut()) {
             acks.note_sent(upto, now);
             let at = now + self.acks.timeout;
-            self.ack_at.get_or_insert(at);
+            self.ack_at = Some(self.ack_at.map_or(at, |before| before.min(at)));
         }
     }
 
-    /// Parks a cursor whose window is full. Returns whether it has to wait.
-    pub(super) fn park_for_window(&mut self, index: usize, feed: usize) -> bool {
+    /// Parks a cursor whose window is full, until the next acknowledgement.
+    pub(super) fn park_for_window(&mut self, index: usize, feed: usize) {
         let peer = &mut self.peers[index];
-        let Some(following) = peer.follows.get_mut(&feed) else { return false };
-        let (Some(acks), Some(cursor)) = (&following.acks, following.cursor) else { return false };
-        acks.cell.block();
-        if cursor < acks.limit() {
-            return false;
+        let Some(following) = peer.follows.get_mut(&feed) else { return };
+        let (Some(acks), Some(cursor)) = (&following.acks, following.cursor) else { return };
+        if !acks.has_room(cursor) {
+            following.parked = Some(Parked::Window);
+            peer.forget_behind(feed);
+            peer.window_full.push(feed);
         }
-        following.parked = Some(Parked::Window);
-        peer.behind.retain(|behind| *behind != feed);
-        peer.window_full.push(feed);
-        true
     }
 
     /// A connection has acknowledged something that one of its cursors waits for.
     pub(super) fn acked(&mut self, connection: u64) {
         let Some(&index) = self.by_connection.get(&connection) else { return };
-        for feed in std::mem::take(&mut self.peers[index].window_full) {
+        let peer = &mut self.peers[index];
+        let follows = &peer.follows;
+        let has_room = |feed: &mut usize| {
+            let following = follows.get(feed);
+            let acks = following.and_then(|it| Some((it.acks.as_ref()?, it.cursor?)));
+            acks.is_none_or(|(acks, cursor)| acks.has_room(cursor))
+        };
+        let open: Vec<usize> = peer.window_full.extract_if(.., has_room).collect();
+        for feed in open {
             self.unpark(index, feed, Parked::Window);
         }
     }
@@ -246,7 +269,7 @@ impl Writer {
             }
         };
         acks.deliveries = deliveries;
-        let again = acks.sent.back().map_or(0, |(upto, _)| upto - acks.acked);
+        let again = acks.sent.back().map_or(0, |(upto, _)| upto.saturating_sub(acks.acked));
         self.go_back(index, feed);
         if self.acks.max_deliveries < deliveries {
             self.bury(index, feed, &topic);
@@ -320,11 +343,17 @@ impl Writer {
         let Some(&index) = self.by_connection.get(connection) else { return };
         let Some(&feed) = self.by_topic.get(&address(topic)) else { return };
         let Some(following) = self.peers[index].follows.get_mut(&feed) else { return };
-        let Some(acks) = &mut following.acks else { return };
-        if following.parked != Some(Parked::Burial) || acks.acked + 1 != *seq {
+        if following.parked != Some(Parked::Burial) {
             return;
         }
-        if *outcome == Buried::Done {
+        if let Some(acks) = &mut following.acks {
+            acks.settle();
+        }
+        // It may have been acknowledged after all.
+        if *outcome == Buried::Done
+            && let Some(acks) = &mut following.acks
+            && acks.acked + 1 == *seq
+        {
             acks.cell.offer(*seq);
             _ = acks.cell.acknowledge(*seq);
             acks.settle();

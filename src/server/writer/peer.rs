@@ -157,6 +157,16 @@ impl Peer {
         }
     }
 
+    /// Takes `feed` out of those in which the peer is behind.
+    pub(super) fn forget_behind(&mut self, feed: usize) {
+        // It was looked at just now, and so is the last.
+        if self.behind.back() == Some(&feed) {
+            self.behind.pop_back();
+        } else {
+            self.behind.retain(|behind| *behind != feed);
+        }
+    }
+
     pub(super) fn is_stalled(&self) -> bool {
         self.stalled.is_some()
     }
