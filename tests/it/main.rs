@@ -24,6 +24,7 @@ pub mod durable;
 pub mod dedupe;
 
 pub mod acks;
+pub mod acks_crowd;
 
 pub mod isolation;
 

@@ -34,9 +34,10 @@ pub(crate) struct AckCell {
 }
 
 impl AckCell {
-    pub(crate) fn new(acked: u64) -> Self {
-        let number = || AtomicU64::new(acked);
-        Self { acked: number(), offered: number(), blocked: AtomicBool::new(false) }
+    /// What a client can have that starts after event `start`. What it has acknowledged, the writer
+    /// knows, where the cursor is shared with a pattern.
+    pub(crate) fn new(start: u64) -> Self {
+        Self { offered: AtomicU64::new(start), ..Self::default() }
     }
 
     /// Notes an acknowledgement. Returns whether the writer must be told.
@@ -89,18 +90,34 @@ const MERGE: Duration = Duration::from_millis(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 impl Acks {
-    pub(super) fn new(setup: &AckSetup, acked: u64) -> Self {
-        setup.cell.acked.fetch_max(acked, Ordering::SeqCst);
-        setup.cell.offer(acked);
+    /// A cursor's that stands at `at`.
+    pub(super) fn new(setup: &AckSetup, at: u64) -> Self {
+        setup.cell.acked.fetch_max(at, Ordering::SeqCst);
+        setup.cell.offer(at);
         Self {
             cell: Arc::clone(&setup.cell),
             window: setup.window,
-            acked,
+            acked: at,
             sent: VecDeque::new(),
-            sent_max: acked,
+            sent_max: at,
             deliveries: setup.deliveries.saturating_add(1),
             consumer: setup.consumer.clone(),
         }
+    }
+
+    /// Goes on from where it is as `setup` says.
+    pub(super) fn adopt(&mut self, setup: &AckSetup) {
+        setup.cell.acked.fetch_max(self.cell.acked(), Ordering::SeqCst);
+        setup.cell.offer(self.cell.offered());
+        self.cell = Arc::clone(&setup.cell);
+        self.window = setup.window;
+        self.consumer.clone_from(&setup.consumer);
+    }
+
+    /// Goes on without the consumer and with the window of another subscription.
+    pub(super) fn part_with_consumer(&mut self, window: u64) {
+        self.consumer = None;
+        self.window = window;
     }
 
     /// Where a cursor at `at` goes on: not before what was sent and has been acknowledged since.
@@ -196,6 +213,17 @@ impl Writer {
         let open: Vec<usize> = peer.window_full.extract_if(.., has_room).collect();
         for feed in open {
             self.unpark(index, feed, Parked::Window);
+        }
+    }
+
+    /// Lets a cursor go on whose window has changed, or is gone.
+    pub(super) fn unpark_for_window(&mut self, index: usize, feed: usize) {
+        if self.unpark(index, feed, Parked::Window) {
+            self.peers[index].window_full.retain(|parked| *parked != feed);
+        }
+        let following = self.peers[index].follows.get(&feed);
+        if following.is_some_and(|following| following.acks.is_none()) {
+            self.unpark(index, feed, Parked::Burial);
         }
     }
 

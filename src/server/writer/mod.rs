@@ -141,6 +141,14 @@ pub(crate) struct AckSetup {
     pub(crate) deliveries: u32,
 }
 
+impl AckSetup {
+    /// Without a consumer, from event `start` on.
+    fn plain(start: u64, window: u64) -> Self {
+        let cell = Arc::new(AckCell::new(start));
+        Self { cell, window, consumer: None, deliveries: 0 }
+    }
+}
+
 /// An acknowledgement for a cursor that a pattern brought.
 pub(crate) struct AckTopic {
     pub(crate) connection: u64,

@@ -220,6 +220,24 @@ fn what_was_acknowledged_before_it_could_be_sent_again_is_not() {
 }
 
 #[test]
+fn a_window_that_shrinks_below_what_was_sent_opens_again() {
+    let mut rig = rig();
+    let topic = topic("a/b");
+    publish(&topic, 20, 10);
+    let mut client = rig.attach(0, None);
+    open_pattern(&mut rig, Some(10));
+    rig.follow(0, &topic, 0, By::Pattern { subscription: 1 });
+    assert_eq!(seqs(rig.read(&mut client).as_bytes(), "a/b").len(), 10);
+
+    let cell = rig.follow_acking(0, &topic, (20, 2), 0);
+    for (acked, expected) in [(1, vec![]), (8, vec![]), (9, vec![11]), (11, vec![12, 13])] {
+        rig.ack(0, &cell, acked);
+        assert_eq!(seqs(rig.read(&mut client).as_bytes(), "a/b"), expected, "{acked}");
+        assert!(rig.writer.lagging.is_empty(), "it is looked at again and again");
+    }
+}
+
+#[test]
 fn what_was_acknowledged_before_it_came_from_disk_again_is_not_asked_for() {
     let mut rig = rig();
     let (name, epoch) = (Name::parse("t").unwrap(), Epoch::from_number(1));
@@ -247,4 +265,39 @@ fn what_was_acknowledged_before_it_came_from_disk_again_is_not_asked_for() {
     page(&mut rig, 5);
 
     assert_eq!(seqs(rig.read(&mut client).as_bytes(), "t"), [6, 7, 8, 9, 10]);
+}
+
+#[test]
+fn who_stops_acknowledging_does_not_wait_for_what_is_put_aside() {
+    for is_beside_a_pattern in [false, true] {
+        let mut rig = rig();
+        let topic = topic("a/b");
+        let mut client = rig.attach(0, None);
+        if is_beside_a_pattern {
+            open_pattern(&mut rig, None);
+            rig.follow(0, &topic, 0, By::Pattern { subscription: 1 });
+        }
+        publish(&topic, 3, 10);
+        rig.follow_acking(0, &topic, (0, 1), DELIVERIES);
+        let burial = rig.burial();
+
+        rig.follow(0, &topic, 3, NAME);
+        rig.buried(0, burial);
+        publish(&topic, 1, 10);
+        rig.wake(&topic);
+
+        let got = rig.read(&mut client);
+        assert_eq!(seqs(got.as_bytes(), "a/b").last(), Some(&4), "{is_beside_a_pattern}: {got}");
+    }
+}
+
+/// Subscribes connection 0 to `a/#`.
+fn open_pattern(rig: &mut Rig, window: Option<u64>) {
+    let (connection, subscription) = (0, 1);
+    let (pattern, slow) = (Pattern::parse("a/#").unwrap(), SlowPolicy::Gap);
+    let open = OpenPattern { connection, subscription, pattern, slow, window };
+    rig.writer.obey(Command::OpenPattern(Box::new(open)));
+    let (request, attached, replaced) = (None, 1, false);
+    let opened = PatternOpened { connection, subscription, request, attached, replaced };
+    rig.writer.obey(Command::PatternOpened(Box::new(opened)));
 }
