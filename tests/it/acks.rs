@@ -408,3 +408,41 @@ fn a_subscription_that_is_made_anew_starts_with_an_open_window() {
     follow(&mut peer, "jobs", "start", 4);
     take_all(&mut peer, "jobs", (0, 30), 4);
 }
+
+#[test]
+fn each_topic_of_a_pattern_has_a_window_of_its_own() {
+    let node = Node::with(&QUICK);
+    publish(&node, "jobs/a", 5);
+    publish(&node, "other", 1);
+    let mut peer = node.peer();
+    assert_eq!(number(&follow(&mut peer, "jobs/+", "start", 2), "attached"), 1);
+    assert_eq!(peer.expect("attached")["topic"], "jobs/a");
+    assert_eq!(seqs(&peer.events(2)), [1, 2]);
+    ack(&mut peer, "jobs/a", 2);
+    assert_eq!(seqs(&peer.events(2)), [3, 4]);
+    ack(&mut peer, "jobs/a", 4);
+    assert_eq!(seq(&peer.expect("event")), 5);
+    ack(&mut peer, "jobs/a", 5);
+    assert_quiet(&mut peer);
+
+    let refused = json!({"type": "ack", "topic": "jobs/a", "seq": 6});
+    assert_eq!(peer.refused(refused, "bad_request")["field"], "seq");
+    for topic in ["other", "jobs/none", "nowhere"] {
+        let refused = json!({"type": "ack", "topic": topic, "seq": 1});
+        assert_eq!(peer.refused(refused, "not_found")["field"], "topic");
+    }
+
+    // A topic that comes later; what is not acknowledged there comes again and goes aside.
+    publish(&node, "jobs/b", 2);
+    assert_eq!(peer.expect("attached")["topic"], "jobs/b");
+    let deliveries = peer.events(6);
+    assert!(deliveries.iter().all(|event| event["topic"] == "jobs/b"));
+    assert_eq!(seqs(&deliveries), [1, 2, 1, 2, 1, 2]);
+    assert_eq!(peer.expect("gap")["reason"], "dead_letter");
+    assert_eq!(seq(&peer.expect("event")), 2);
+    ack(&mut peer, "jobs/b", 2);
+    assert_quiet(&mut peer);
+    peer.ask(json!({"type": "unsubscribe", "topic": "jobs/+"}), "unsubscribed");
+    let refused = json!({"type": "ack", "topic": "jobs/a", "seq": 1});
+    peer.refused(refused, "not_found");
+}

@@ -8,11 +8,10 @@ use crate::{
     name::{Name, UserName},
     server::{
         relay::Shared,
-        writer::{AckCell, AckSetup, AckTopic, Command},
+        writer::{AckCell, AckSetup, AckTopic, Command, not_acking, not_sent},
     },
     topic::{Start, Topic},
     wire::{
-        codes::Code,
         position::{From, Position},
         request::{self, Acks, Refusal},
     },
@@ -70,17 +69,15 @@ impl Entry {
 impl Session {
     /// Notes that an event and all before it were handled.
     #[inline(never)]
-    pub(super) fn ack(&mut self, topic: &str, seq: u64) -> Result<(), Refusal> {
+    pub(super) fn ack(&mut self, id: Option<u64>, topic: &str, seq: u64) -> Result<(), Refusal> {
         let shared = &self.line.shared;
         shared.metrics.acks.add(1);
         let Some(entry) = self.acking.topics.get(topic) else {
-            return self.ack_of_pattern(topic, seq);
+            return self.ack_of_pattern(id, topic, seq);
         };
         let offered = entry.cell.offered();
         if offered < seq {
-            let message =
-                format!("seq is {seq}; the newest event that was sent of {topic} is {offered}");
-            return Err(Refusal::field("seq", message));
+            return Err(not_sent(topic, seq, offered));
         }
         if let Some((name, fence)) = &entry.consumer {
             let now_ms = self.line.now_ms();
@@ -98,15 +95,26 @@ impl Session {
         Ok(())
     }
 
-    fn ack_of_pattern(&mut self, topic: &str, seq: u64) -> Result<(), Refusal> {
+    fn ack_of_pattern(
+        &mut self,
+        request: Option<u64>,
+        topic: &str,
+        seq: u64,
+    ) -> Result<(), Refusal> {
         let found = self.line.shared.registry.find(topic);
         let Some(topic) = found.filter(|_| !self.acking.patterns.is_empty()) else {
             request::parse_topic(topic)?;
-            let message = format!("this connection has no subscription to {topic} with acks");
-            return Err(Refusal { field: Some("topic"), ..Refusal::new(Code::NotFound, message) });
+            return Err(not_acking(topic));
         };
+        // What is wrong with it, the writer says, to a client that may not be reading.
+        self.line.make_room();
         let connection = self.line.connection.id;
-        self.line.command(Command::AckTopic(Box::new(AckTopic { connection, topic, seq })));
+        self.line.command(Command::AckTopic(Box::new(AckTopic {
+            connection,
+            request,
+            topic,
+            seq,
+        })));
         Ok(())
     }
 

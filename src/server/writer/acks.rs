@@ -19,7 +19,11 @@ use crate::{
     name::UserName,
     server::pager::{Burial, BurialDone, Buried, Errand},
     topic::Topic,
-    wire::{codes::GapReason, reply},
+    wire::{
+        codes::{Code, GapReason},
+        reply,
+        request::Refusal,
+    },
 };
 
 /// What a reader and its writer share of one cursor.
@@ -229,15 +233,24 @@ impl Writer {
 
     /// A connection has acknowledged an event of a topic that a pattern brought.
     pub(super) fn ack_topic(&mut self, ack: &AckTopic) {
-        let Some(&index) = self.by_connection.get(&ack.connection) else { return };
-        let Some(&feed) = self.by_topic.get(&address(&ack.topic)) else { return };
-        let following = self.peers[index].follows.get(&feed);
-        if let Some(acks) = following.and_then(|following| following.acks.as_ref()) {
-            // Who acknowledges what was not sent acknowledges what was.
-            if acks.cell.acknowledge(ack.seq.min(acks.cell.offered())) {
-                self.acked(ack.connection);
+        let AckTopic { connection, request, topic, seq } = ack;
+        let Some(&index) = self.by_connection.get(connection) else { return };
+        let feed = self.by_topic.get(&address(topic));
+        let following = feed.and_then(|feed| self.peers[index].follows.get(feed));
+        let acks = following.and_then(|following| following.acks.as_ref());
+        let name = topic.name().as_str();
+        let refusal = match acks.map(|acks| (acks, acks.cell.offered())) {
+            None => not_acking(name),
+            Some((_, sent)) if sent < *seq => not_sent(name, *seq, sent),
+            Some((acks, _)) => {
+                if acks.cell.acknowledge(*seq) {
+                    self.acked(*connection);
+                }
+                return;
             }
-        }
+        };
+        self.metrics.requests_refused.add(refusal.code, 1);
+        self.control(index, |out| reply::error(out, *request, None, &refusal));
     }
 
     /// Lets a cursor go on that was parked for `why`.
@@ -419,4 +432,16 @@ fn look(following: &mut Following, timeout: Duration, now: Instant) -> Look {
         Some((_, at)) if *at + timeout <= now => Look::Overdue,
         Some((_, at)) => Look::Later(*at + timeout),
     }
+}
+
+/// The refusal of an acknowledgement of what was not sent.
+pub(crate) fn not_sent(topic: &str, seq: u64, sent: u64) -> Refusal {
+    let message = format!("seq is {seq}; the newest event that was sent of {topic} is {sent}");
+    Refusal::field("seq", message)
+}
+
+/// The refusal of an acknowledgement where nothing is to be acknowledged.
+pub(crate) fn not_acking(topic: &str) -> Refusal {
+    let message = format!("this connection has no subscription to {topic} with acks");
+    Refusal { field: Some("topic"), ..Refusal::new(Code::NotFound, message) }
 }

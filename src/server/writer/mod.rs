@@ -38,7 +38,10 @@ use std::{
 
 use slab::Slab;
 
-pub(crate) use self::{acks::AckCell, waker::Waker};
+pub(crate) use self::{
+    acks::{AckCell, not_acking, not_sent},
+    waker::Waker,
+};
 use self::{crowd::Crowd, feed::Feed, peer::Peer};
 use crate::{
     base::{
@@ -152,6 +155,7 @@ impl AckSetup {
 /// An acknowledgement for a cursor that a pattern brought.
 pub(crate) struct AckTopic {
     pub(crate) connection: u64,
+    pub(crate) request: Option<u64>,
     pub(crate) topic: Arc<Topic>,
     pub(crate) seq: u64,
 }
