@@ -361,7 +361,8 @@ impl BurialReceipt {
             );
             if let Some((name, fence)) = consumer {
                 let now_ms = self.shared.clock.unix_ms();
-                topic.consumers(|consumers, _| consumers.acknowledge(name, *fence, *seq, now_ms));
+                let at = (*seq, *seq);
+                topic.consumers(|consumers, _| consumers.acknowledge(name, *fence, at, now_ms));
                 self.shared.vault.offer_lazily(topic);
             }
         }

@@ -26,6 +26,8 @@ pub mod dedupe;
 pub mod acks;
 pub mod acks_crowd;
 
+pub mod consumers;
+
 pub mod isolation;
 
 pub mod handshake;

@@ -299,16 +299,14 @@ impl Writer {
         let topic = Arc::clone(&self.feeds[feed].topic);
         let Some(following) = self.peers[index].follows.get_mut(&feed) else { return };
         let Some(acks) = &mut following.acks else { return };
-        let deliveries = match &acks.consumer {
-            None => acks.deliveries.saturating_add(1),
-            Some((name, fence)) => {
-                match topic.consumers(|consumers, _| consumers.redeliver(name, *fence)) {
-                    Some(deliveries) => deliveries,
-                    // Somebody else has it; this connection is about to hear of it.
-                    None => return,
-                }
+        let deliveries = acks.deliveries.saturating_add(1);
+        if let Some((name, fence)) = &acks.consumer {
+            let told = (acks.acked, deliveries);
+            if !topic.consumers(|consumers, _| consumers.redeliver(name, *fence, told)) {
+                // Somebody else has it; this connection is about to hear of it.
+                return;
             }
-        };
+        }
         acks.deliveries = deliveries;
         let again = acks.sent.back().map_or(0, |(upto, _)| upto.saturating_sub(acks.acked));
         self.go_back(index, feed);
@@ -417,7 +415,8 @@ impl Writer {
         _ = acks.cell.acknowledge(upto);
         acks.settle();
         if let Some((name, fence)) = &acks.consumer {
-            topic.consumers(|consumers, _| consumers.acknowledge(name, *fence, upto, now_ms));
+            let position = (upto, upto);
+            topic.consumers(|consumers, _| consumers.acknowledge(name, *fence, position, now_ms));
         }
     }
 }
