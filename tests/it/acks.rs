@@ -301,6 +301,7 @@ fn a_dead_letter_that_nobody_acknowledges_stays_where_it_is() {
     }
     assert_quiet(&mut peer);
 
+    assert_eq!(node.metrics().sum(&["ack_dead_letters_total"]), 2.0, "these are not counted");
     let topics = node.get("/v1/topics").json();
     let names = topics["topics"].as_array().unwrap().iter().map(|topic| topic["topic"].clone());
     assert_eq!(names.collect::<Vec<_>>(), ["$dead/jobs", "jobs"]);
