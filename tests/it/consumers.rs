@@ -440,3 +440,41 @@ fn no_more_consumers_are_made_than_are_allowed() {
         assert_eq!(list(&node, "").len(), 2);
     }
 }
+
+#[test]
+fn all_consumers_can_be_listed_page_by_page() {
+    let node = Node::start();
+    let mut peer = node.peer();
+    let mut expected = Vec::new();
+    for topic in ["b", "a/b", "a"] {
+        for number in 0..800 {
+            let name = format!("c{number:03}");
+            peer.send(&request(topic, &name, "live", 1));
+            expected.push(format!("{topic}/{name}"));
+        }
+    }
+    peer.fence();
+    expected.sort_by_key(|entry| entry.rsplit_once('/').map(|(a, b)| (a.to_owned(), b.to_owned())));
+
+    let mut found: Vec<String> = Vec::new();
+    let mut after = String::new();
+    loop {
+        let page = node.get(&format!("/v1/consumers{after}")).json();
+        for listed in page["consumers"].as_array().unwrap() {
+            let text = |field: &str| listed[field].as_str().unwrap().to_owned();
+            found.push(format!("{}/{}", text("topic"), text("consumer")));
+        }
+        match page["next"].as_str() {
+            Some(next) => after = format!("?after={next}"),
+            None => break,
+        }
+    }
+    assert_eq!(found, expected);
+
+    assert_eq!(list(&node, "?topic=a/b").len(), 800);
+    assert_eq!(list(&node, "?topic=a/b&after=a/b/c790").len(), 9);
+    assert_eq!(list(&node, "?topic=none").len(), 0);
+    for query in ["?after=nowhere", "?topic=%2B"] {
+        assert_eq!(node.get(&format!("/v1/consumers{query}")).status, 400, "{query}");
+    }
+}
