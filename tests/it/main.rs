@@ -27,6 +27,7 @@ pub mod acks;
 pub mod acks_crowd;
 
 pub mod consumers;
+pub mod consumers_durable;
 
 pub mod isolation;
 
