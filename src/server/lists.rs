@@ -10,7 +10,7 @@ use crate::{
     http::{error::HttpError, head::Head, target::Query},
     server::{connection::connection_name, relay::Shared, routes::internal},
     topic::consumers::Listed,
-    wire::request::parse_topic,
+    wire::request::{Refusal, parse_topic},
 };
 
 /// Entries in one answer.
@@ -111,7 +111,8 @@ pub(crate) fn consumers(shared: &Shared, head: &Head) -> Result<Vec<u8>, HttpErr
         }
     };
     // A consumer's name has no `/`, so the last one ends the topic.
-    let after = query.value("after")?.and_then(|after| after.rsplit_once('/'));
+    let after = query.value("after")?.map(|after| after.rsplit_once('/').ok_or_else(not_a_place));
+    let after = after.transpose()?;
     let now_ms = shared.clock.unix_ms();
     let mut consumers = Vec::new();
     let mut more = false;
@@ -149,4 +150,8 @@ pub(crate) fn consumers(shared: &Shared, head: &Head) -> Result<Vec<u8>, HttpErr
     let last = consumers.last().filter(|_| more);
     let next = last.map(|last: &ConsumerBody| format!("{}/{}", last.topic, last.consumer));
     serde_json::to_vec(&ConsumersBody { consumers, next }).map_err(internal)
+}
+
+fn not_a_place() -> Refusal {
+    Refusal::field("after", "after is the `next` of the page before: a topic, a / and a consumer")
 }

@@ -354,14 +354,17 @@ impl BurialReceipt {
     fn report(&self, outcome: Buried) {
         let Burial { connection, topic, seq, consumer, .. } = &self.burial;
         if outcome == Buried::Done {
-            self.shared.metrics.dead_letters.add(1);
-            log::warn!(
-                "nobody acknowledged an event, it is a dead letter now topic={} seq={seq}",
-                topic.name()
-            );
+            let name = topic.name();
+            if name.dead_letters().is_some() {
+                self.shared.metrics.dead_letters.add(1);
+                log::warn!(
+                    "nobody acknowledged an event, it is a dead letter now topic={name} seq={seq}"
+                );
+            }
             if let Some((name, fence)) = consumer {
                 let now_ms = self.shared.clock.unix_ms();
-                topic.consumers(|consumers, _| consumers.acknowledge(name, *fence, *seq, now_ms));
+                let at = (*seq, *seq);
+                topic.consumers(|consumers, _| consumers.acknowledge(name, *fence, at, now_ms));
                 self.shared.vault.offer_lazily(topic);
             }
         }

@@ -137,7 +137,7 @@ impl Session {
         let Decoded { id, request } = request::decode(text);
         let outcome = match request {
             Ok(Request::Publish(publish)) => self.publish(id, &publish),
-            Ok(Request::Ack { topic, seq }) => self.ack(&topic, seq),
+            Ok(Request::Ack { topic, seq }) => self.ack(id, &topic, seq),
             Ok(Request::Subscribe { filter, from, slow, acks }) => {
                 self.subscribe(id, filter, &from, Terms { slow, acks })
             }

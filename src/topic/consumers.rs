@@ -100,8 +100,11 @@ impl Consumers {
         self.removed.retain(|removed| removed != name);
         let previous = consumer.holder.replace(Holder { connection, writer, fence });
         let ConsumerState { seq, deliveries, .. } = consumer.state;
+        let next = u32::from(seq < tail);
+        // Whoever held it until this moment has been sent the next event.
+        let deliveries = if previous.is_some() { deliveries.max(next) } else { deliveries };
         // Whoever holds it is sent the next event; if it goes away without a word, that counted.
-        consumer.state.deliveries = deliveries.saturating_add(u32::from(seq < tail));
+        consumer.state.deliveries = deliveries.saturating_add(next);
         consumer.state.used_ms = now_ms;
         consumer.soil(name, &mut self.dirty);
         Claim { fence, seq, deliveries, is_new, previous }
@@ -117,30 +120,47 @@ impl Consumers {
         is_held
     }
 
-    /// Moves `name` to `seq`, if `fence` still holds it and it moves forward.
-    pub fn acknowledge(&mut self, name: &UserName, fence: u64, seq: u64, now_ms: u64) -> bool {
+    /// Moves `name` to `seq`, if `fence` still holds it and it moves forward. `sent` is the newest
+    /// event that its holder was sent.
+    pub fn acknowledge(
+        &mut self,
+        name: &UserName,
+        fence: u64,
+        (seq, sent): (u64, u64),
+        now_ms: u64,
+    ) -> bool {
         let Some((consumer, dirty)) = self.held(name, fence) else { return false };
         if seq <= consumer.state.seq {
             return false;
         }
-        // The event after it has been sent to this holder, or will be.
-        consumer.state = ConsumerState { seq, deliveries: 1, used_ms: now_ms };
+        let deliveries = u32::from(seq < sent);
+        consumer.state = ConsumerState { seq, deliveries, used_ms: now_ms };
         consumer.soil(name, dirty);
         true
     }
 
-    /// Notes that the event after the position is sent once more. Returns how often that makes.
-    pub fn redeliver(&mut self, name: &UserName, fence: u64) -> Option<u32> {
-        let (consumer, dirty) = self.held(name, fence)?;
-        consumer.state.deliveries = consumer.state.deliveries.saturating_add(1);
-        consumer.soil(name, dirty);
-        Some(consumer.state.deliveries)
+    /// Notes that the event after `after` is sent once more, which makes `deliveries`. Returns
+    /// whether `fence` still holds it.
+    pub fn redeliver(
+        &mut self,
+        name: &UserName,
+        fence: u64,
+        (after, deliveries): (u64, u32),
+    ) -> bool {
+        let Some((consumer, dirty)) = self.held(name, fence) else { return false };
+        if consumer.state.seq == after {
+            consumer.state.deliveries = deliveries;
+            consumer.soil(name, dirty);
+        }
+        true
     }
 
-    /// Ends the hold of `fence`.
-    pub fn release(&mut self, name: &UserName, fence: u64, now_ms: u64) {
+    /// Ends the hold of `fence`, which was sent events up to `sent`.
+    pub fn release(&mut self, name: &UserName, fence: u64, sent: u64, now_ms: u64) {
         if let Some((consumer, dirty)) = self.held(name, fence) {
+            let next = u32::from(consumer.state.seq < sent);
             consumer.holder = None;
+            consumer.state.deliveries = consumer.state.deliveries.max(next);
             consumer.state.used_ms = now_ms;
             consumer.soil(name, dirty);
         }
@@ -241,15 +261,16 @@ mod tests {
     fn what_an_earlier_holder_says_changes_nothing() {
         let mut consumers = Consumers::default();
         let first = consumers.claim(&name("a"), (1, 0), (5, 9), 10);
-        assert!(first.is_new && consumers.acknowledge(&name("a"), first.fence, 7, 20));
+        assert!(first.is_new && consumers.acknowledge(&name("a"), first.fence, (7, 9), 20));
         let second = consumers.claim(&name("a"), (2, 1), (99, 99), 30);
         assert_eq!((second.seq, second.is_new), (7, false));
         assert_eq!(second.previous.map(|holder| holder.connection), Some(1));
-        assert!(!consumers.acknowledge(&name("a"), first.fence, 9, 40));
-        assert_eq!(consumers.redeliver(&name("a"), first.fence), None);
-        consumers.release(&name("a"), first.fence, 50);
-        assert!(consumers.acknowledge(&name("a"), second.fence, 8, 60));
-        assert!(!consumers.acknowledge(&name("a"), second.fence, 8, 70), "not backwards");
+        assert!(!consumers.acknowledge(&name("a"), first.fence, (9, 9), 40));
+        assert!(!consumers.redeliver(&name("a"), first.fence, (7, 9)));
+        consumers.release(&name("a"), first.fence, 9, 50);
+        assert_eq!(state(&consumers, "a").deliveries, 2);
+        assert!(consumers.acknowledge(&name("a"), second.fence, (8, 9), 60));
+        assert!(!consumers.acknowledge(&name("a"), second.fence, (8, 9), 70), "not backwards");
         assert_eq!(state(&consumers, "a").seq, 8);
     }
 
@@ -259,12 +280,35 @@ mod tests {
         for expected in 0..3 {
             let claim = consumers.claim(&name("a"), (1, 0), (0, 9), 0);
             assert_eq!(claim.deliveries, expected);
-            consumers.release(&name("a"), claim.fence, 0);
+            consumers.release(&name("a"), claim.fence, 9, 0);
         }
         let claim = consumers.claim(&name("a"), (1, 0), (0, 9), 0);
-        assert_eq!(consumers.redeliver(&name("a"), claim.fence), Some(5));
-        consumers.acknowledge(&name("a"), claim.fence, 1, 0);
-        assert_eq!(consumers.redeliver(&name("a"), claim.fence), Some(2));
+        assert!(consumers.redeliver(&name("a"), claim.fence, (0, 5)));
+        assert_eq!(state(&consumers, "a").deliveries, 5);
+        consumers.acknowledge(&name("a"), claim.fence, (1, 9), 0);
+        assert_eq!(state(&consumers, "a").deliveries, 1);
+        assert!(consumers.redeliver(&name("a"), claim.fence, (0, 6)), "late, and of no account");
+        assert_eq!(state(&consumers, "a").deliveries, 1);
+    }
+
+    #[test]
+    fn an_event_counts_as_delivered_only_to_who_was_sent_it() {
+        let mut consumers = Consumers::default();
+        let a = name("a");
+        let first = consumers.claim(&a, (1, 0), (0, 0), 0);
+        // Event 1 was sent and acknowledged; 2 came while nobody was there.
+        consumers.acknowledge(&a, first.fence, (1, 1), 0);
+        consumers.release(&a, first.fence, 1, 0);
+        let second = consumers.claim(&a, (2, 0), (0, 2), 0);
+        assert_eq!((second.seq, second.deliveries), (1, 0));
+        // 3 came after the acknowledgement of 2, and was sent before the connection died.
+        consumers.acknowledge(&a, second.fence, (2, 2), 0);
+        consumers.release(&a, second.fence, 3, 0);
+        let third = consumers.claim(&a, (3, 0), (0, 3), 0);
+        assert_eq!((third.seq, third.deliveries), (2, 1));
+        // The same, and the connection was taken over.
+        consumers.acknowledge(&a, third.fence, (3, 3), 0);
+        assert_eq!(consumers.claim(&a, (4, 0), (0, 4), 0).deliveries, 1);
     }
 
     #[test]
@@ -284,7 +328,7 @@ mod tests {
         assert!(!consumers.is_dirty());
         consumers.repeat(told);
         assert_eq!(consumers.take_changes(7).len(), 1);
-        consumers.release(&name("a"), claim.fence, 20);
+        consumers.release(&name("a"), claim.fence, 3, 20);
         assert_eq!(consumers.expire(19), 0);
         assert_eq!(consumers.expire(20), 1);
         assert!(consumers.is_empty());

@@ -33,6 +33,12 @@ pub mod damage;
 
 pub mod dedupe;
 
+pub mod acks;
+pub mod acks_crowd;
+
+pub mod consumers;
+pub mod consumers_durable;
+
 pub mod isolation;
 
 pub mod handshake;

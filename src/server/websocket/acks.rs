@@ -8,11 +8,10 @@ use crate::{
     name::{Name, UserName},
     server::{
         relay::Shared,
-        writer::{AckCell, AckSetup, AckTopic, Command},
+        writer::{AckCell, AckSetup, AckTopic, Command, not_acking, not_sent},
     },
-    topic::{Start, Topic},
+    topic::{Log, Start, Topic, consumers::Claim},
     wire::{
-        codes::Code,
         position::{From, Position},
         request::{self, Acks, Refusal},
     },
@@ -60,8 +59,8 @@ impl Acking {
 impl Entry {
     fn release(self, shared: &Shared) {
         if let Some((name, fence)) = self.consumer {
-            let now_ms = shared.clock.unix_ms();
-            self.topic.consumers(|consumers, _| consumers.release(&name, fence, now_ms));
+            let (now_ms, sent) = (shared.clock.unix_ms(), self.cell.offered());
+            self.topic.consumers(|consumers, _| consumers.release(&name, fence, sent, now_ms));
             shared.vault.tell_lazily(&self.topic);
         }
     }
@@ -70,23 +69,21 @@ impl Entry {
 impl Session {
     /// Notes that an event and all before it were handled.
     #[inline(never)]
-    pub(super) fn ack(&mut self, topic: &str, seq: u64) -> Result<(), Refusal> {
+    pub(super) fn ack(&mut self, id: Option<u64>, topic: &str, seq: u64) -> Result<(), Refusal> {
         let shared = &self.line.shared;
         shared.metrics.acks.add(1);
         let Some(entry) = self.acking.topics.get(topic) else {
-            return self.ack_of_pattern(topic, seq);
+            return self.ack_of_pattern(id, topic, seq);
         };
         let offered = entry.cell.offered();
         if offered < seq {
-            let message =
-                format!("seq is {seq}; the newest event that was sent of {topic} is {offered}");
-            return Err(Refusal::field("seq", message));
+            return Err(not_sent(topic, seq, offered));
         }
         if let Some((name, fence)) = &entry.consumer {
             let now_ms = self.line.now_ms();
-            let moved = entry
-                .topic
-                .consumers(|consumers, _| consumers.acknowledge(name, *fence, seq, now_ms));
+            let moved = entry.topic.consumers(|consumers, _| {
+                consumers.acknowledge(name, *fence, (seq, offered), now_ms)
+            });
             if moved {
                 shared.vault.tell_lazily(&entry.topic);
             }
@@ -98,15 +95,26 @@ impl Session {
         Ok(())
     }
 
-    fn ack_of_pattern(&mut self, topic: &str, seq: u64) -> Result<(), Refusal> {
+    fn ack_of_pattern(
+        &mut self,
+        request: Option<u64>,
+        topic: &str,
+        seq: u64,
+    ) -> Result<(), Refusal> {
         let found = self.line.shared.registry.find(topic);
         let Some(topic) = found.filter(|_| !self.acking.patterns.is_empty()) else {
             request::parse_topic(topic)?;
-            let message = format!("this connection has no subscription to {topic} with acks");
-            return Err(Refusal { field: Some("topic"), ..Refusal::new(Code::NotFound, message) });
+            return Err(not_acking(topic));
         };
+        // What is wrong with it, the writer says, to a client that may not be reading.
+        self.line.make_room();
         let connection = self.line.connection.id;
-        self.line.command(Command::AckTopic(Box::new(AckTopic { connection, topic, seq })));
+        self.line.command(Command::AckTopic(Box::new(AckTopic {
+            connection,
+            request,
+            topic,
+            seq,
+        })));
         Ok(())
     }
 
@@ -152,28 +160,23 @@ impl Session {
     ) -> Result<(Start, Option<(UserName, u64)>, u32), Refusal> {
         let shared = Arc::clone(&self.line.shared);
         let (connection, writer) = (self.line.connection.id, self.line.connection.writer);
-        let is_known = topic.consumers(|consumers, _| consumers.contains(name));
-        // A new one starts where it asks to.
-        let wanted = if is_known { None } else { Some(shared.start(topic, from)?) };
-        if !is_known {
-            shared.count_new_consumer()?;
-        }
         let now_ms = shared.clock.unix_ms();
-        let (claim, start) = topic.consumers(|consumers, log| {
-            let begin = wanted.as_ref().map_or(log.tail(), |start| start.seq);
-            let holder = (connection, writer);
-            let claim = consumers.claim(name, holder, (begin, log.tail()), now_ms);
-            let start = if claim.is_new {
-                wanted.unwrap_or(Start { seq: claim.seq, recovery: None })
-            } else {
-                log.start(&From::After(Position { epoch: log.epoch(), seq: claim.seq }))
-            };
-            (claim, start)
-        });
-        if !is_known && !claim.is_new {
-            // Somebody else has made it meanwhile.
-            shared.discount_consumer();
-        }
+        let holder = (connection, writer);
+        let known = claim_known(topic, name, holder, now_ms);
+        let (claim, start, tail) = match known {
+            Some(claimed) => claimed,
+            None => {
+                // A new one starts where it asks to.
+                let wanted = shared.start(topic, from)?;
+                shared.count_new_consumer()?;
+                let claimed = claim_at(topic, name, holder, (wanted, now_ms));
+                if !claimed.0.is_new {
+                    // Somebody else has made it meanwhile.
+                    shared.discount_consumer();
+                }
+                claimed
+            }
+        };
         if claim.is_new
             && topic.id().is_some()
             && let Err(refusal) = self.save(topic)
@@ -193,13 +196,15 @@ impl Session {
             let replaced = Command::Replaced { connection: previous.connection };
             shared.writers[previous.writer].send(replaced);
         }
+        let mut deliveries = claim.deliveries;
         // What retention removed is not waited for.
         if claim.seq < start.seq {
+            deliveries = 0;
             topic.consumers(|consumers, _| {
-                consumers.acknowledge(name, claim.fence, start.seq, now_ms)
+                consumers.acknowledge(name, claim.fence, (start.seq, tail), now_ms)
             });
         }
-        Ok((start, Some((name.clone(), claim.fence)), claim.deliveries))
+        Ok((start, Some((name.clone(), claim.fence)), deliveries))
     }
 
     /// Waits until the consumers of `topic` are on disk as they are now.
@@ -216,4 +221,42 @@ impl Session {
             Ok(Err(_)) | Err(_) => Err(shared.vault.unstored()),
         }
     }
+}
+
+/// What a claim brought, where its holder starts, and the newest event.
+type Claimed = (Claim, Start, u64);
+
+/// Claims a consumer if it exists.
+fn claim_known(
+    topic: &Topic,
+    name: &UserName,
+    holder: (u64, usize),
+    now_ms: u64,
+) -> Option<Claimed> {
+    topic.consumers(|consumers, log| {
+        let tail = log.tail();
+        let is_known = consumers.contains(name);
+        is_known.then(|| {
+            let claim = consumers.claim(name, holder, (tail, tail), now_ms);
+            (claim, resume(log, claim), tail)
+        })
+    })
+}
+
+/// Claims a consumer, which begins where it asks to if it is new.
+fn claim_at(
+    topic: &Topic,
+    name: &UserName,
+    holder: (u64, usize),
+    (wanted, now_ms): (Start, u64),
+) -> Claimed {
+    topic.consumers(|consumers, log| {
+        let tail = log.tail();
+        let claim = consumers.claim(name, holder, (wanted.seq, tail), now_ms);
+        (claim, if claim.is_new { wanted } else { resume(log, claim) }, tail)
+    })
+}
+
+fn resume(log: &Log, claim: Claim) -> Start {
+    log.start(&From::After(Position { epoch: log.epoch(), seq: claim.seq }))
 }

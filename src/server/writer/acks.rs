@@ -19,7 +19,11 @@ use crate::{
     name::UserName,
     server::pager::{Burial, BurialDone, Buried, Errand},
     topic::Topic,
-    wire::{codes::GapReason, reply},
+    wire::{
+        codes::{Code, GapReason},
+        reply,
+        request::Refusal,
+    },
 };
 
 /// What a reader and its writer share of one cursor.
@@ -34,9 +38,10 @@ pub(crate) struct AckCell {
 }
 
 impl AckCell {
-    pub(crate) fn new(acked: u64) -> Self {
-        let number = || AtomicU64::new(acked);
-        Self { acked: number(), offered: number(), blocked: AtomicBool::new(false) }
+    /// What a client can have that starts after event `start`. What it has acknowledged, the writer
+    /// knows, where the cursor is shared with a pattern.
+    pub(crate) fn new(start: u64) -> Self {
+        Self { offered: AtomicU64::new(start), ..Self::default() }
     }
 
     /// Notes an acknowledgement. Returns whether the writer must be told.
@@ -76,6 +81,8 @@ pub(super) struct Acks {
     acked: u64,
     /// Up to which event was sent when, oldest first; only what is not acknowledged.
     sent: VecDeque<(u64, Instant)>,
+    /// The newest event that was ever sent.
+    sent_max: u64,
     /// How often the first event that is not acknowledged was sent.
     deliveries: u32,
     consumer: Option<(UserName, u64)>,
@@ -87,17 +94,45 @@ const MERGE: Duration = Duration::from_millis(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 impl Acks {
-    pub(super) fn new(setup: &AckSetup, acked: u64) -> Self {
-        setup.cell.acked.fetch_max(acked, Ordering::SeqCst);
-        setup.cell.offer(acked);
+    /// A cursor's that stands at `at`.
+    pub(super) fn new(setup: &AckSetup, at: u64) -> Self {
+        setup.cell.acked.fetch_max(at, Ordering::SeqCst);
+        setup.cell.offer(at);
         Self {
             cell: Arc::clone(&setup.cell),
             window: setup.window,
-            acked,
+            acked: at,
             sent: VecDeque::new(),
+            sent_max: at,
             deliveries: setup.deliveries.saturating_add(1),
             consumer: setup.consumer.clone(),
         }
+    }
+
+    /// Goes on from where it is as `setup` says.
+    pub(super) fn adopt(&mut self, setup: &AckSetup) {
+        setup.cell.acked.fetch_max(self.cell.acked(), Ordering::SeqCst);
+        setup.cell.offer(self.cell.offered());
+        self.cell = Arc::clone(&setup.cell);
+        self.window = setup.window;
+        self.consumer.clone_from(&setup.consumer);
+    }
+
+    /// Goes on without the consumer and with the window of another subscription.
+    pub(super) fn part_with_consumer(&mut self, window: u64) {
+        self.consumer = None;
+        self.window = window;
+    }
+
+    /// Where a cursor at `at` goes on: not before what was sent and has been acknowledged since.
+    pub(super) fn resume(&self, at: u64) -> u64 {
+        at.max(self.cell.acked().min(self.sent_max))
+    }
+
+    /// Whether a cursor at `at` may be sent something. If not, the next acknowledgement tells.
+    fn has_room(&self, at: u64) -> bool {
+        self.cell.block();
+        at < self.limit()
     }
 
     /// The last event that may be sent now.
@@ -111,6 +146,10 @@ impl Acks {
 
     /// Notes that events up to `upto` have gone.
     pub(super) fn note_sent(&mut self, upto: u64, now: Instant) {
+        self.sent_max = self.sent_max.max(upto);
+        if upto <= self.acked {
+            return;
+        }
         match self.sent.back_mut() {
             Some((last, at)) if now.saturating_duration_since(*at) < MERGE => {
                 *last = upto.max(*last);
@@ -125,9 +164,9 @@ impl Acks {
         if self.acked < acked {
             self.acked = acked;
             self.deliveries = 1;
-            while self.sent.front().is_some_and(|(upto, _)| *upto <= acked) {
-                self.sent.pop_front();
-            }
+        }
+        while self.sent.front().is_some_and(|(upto, _)| *upto <= acked) {
+            self.sent.pop_front();
         }
     }
 }
@@ -149,44 +188,69 @@ impl Writer {
         if let Some(acks) = following.and_then(|following| following.acks.as_mut()) {
             acks.note_sent(upto, now);
             let at = now + self.acks.timeout;
-            self.ack_at.get_or_insert(at);
+            self.ack_at = Some(self.ack_at.map_or(at, |before| before.min(at)));
         }
     }
 
-    /// Parks a cursor whose window is full. Returns whether it has to wait.
-    pub(super) fn park_for_window(&mut self, index: usize, feed: usize) -> bool {
+    /// Parks a cursor whose window is full, until the next acknowledgement.
+    pub(super) fn park_for_window(&mut self, index: usize, feed: usize) {
         let peer = &mut self.peers[index];
-        let Some(following) = peer.follows.get_mut(&feed) else { return false };
-        let (Some(acks), Some(cursor)) = (&following.acks, following.cursor) else { return false };
-        acks.cell.block();
-        if cursor < acks.limit() {
-            return false;
+        let Some(following) = peer.follows.get_mut(&feed) else { return };
+        let (Some(acks), Some(cursor)) = (&following.acks, following.cursor) else { return };
+        if !acks.has_room(cursor) {
+            following.parked = Some(Parked::Window);
+            peer.forget_behind(feed);
+            peer.window_full.push(feed);
         }
-        following.parked = Some(Parked::Window);
-        peer.behind.retain(|behind| *behind != feed);
-        peer.window_full.push(feed);
-        true
     }
 
     /// A connection has acknowledged something that one of its cursors waits for.
     pub(super) fn acked(&mut self, connection: u64) {
         let Some(&index) = self.by_connection.get(&connection) else { return };
-        for feed in std::mem::take(&mut self.peers[index].window_full) {
+        let peer = &mut self.peers[index];
+        let follows = &peer.follows;
+        let has_room = |feed: &mut usize| {
+            let following = follows.get(feed);
+            let acks = following.and_then(|it| Some((it.acks.as_ref()?, it.cursor?)));
+            acks.is_none_or(|(acks, cursor)| acks.has_room(cursor))
+        };
+        let open: Vec<usize> = peer.window_full.extract_if(.., has_room).collect();
+        for feed in open {
             self.unpark(index, feed, Parked::Window);
+        }
+    }
+
+    /// Lets a cursor go on whose window has changed, or is gone.
+    pub(super) fn unpark_for_window(&mut self, index: usize, feed: usize) {
+        if self.unpark(index, feed, Parked::Window) {
+            self.peers[index].window_full.retain(|parked| *parked != feed);
+        }
+        let following = self.peers[index].follows.get(&feed);
+        if following.is_some_and(|following| following.acks.is_none()) {
+            self.unpark(index, feed, Parked::Burial);
         }
     }
 
     /// A connection has acknowledged an event of a topic that a pattern brought.
     pub(super) fn ack_topic(&mut self, ack: &AckTopic) {
-        let Some(&index) = self.by_connection.get(&ack.connection) else { return };
-        let Some(&feed) = self.by_topic.get(&address(&ack.topic)) else { return };
-        let following = self.peers[index].follows.get(&feed);
-        if let Some(acks) = following.and_then(|following| following.acks.as_ref()) {
-            // Who acknowledges what was not sent acknowledges what was.
-            if acks.cell.acknowledge(ack.seq.min(acks.cell.offered())) {
-                self.acked(ack.connection);
+        let AckTopic { connection, request, topic, seq } = ack;
+        let Some(&index) = self.by_connection.get(connection) else { return };
+        let feed = self.by_topic.get(&address(topic));
+        let following = feed.and_then(|feed| self.peers[index].follows.get(feed));
+        let acks = following.and_then(|following| following.acks.as_ref());
+        let name = topic.name().as_str();
+        let refusal = match acks.map(|acks| (acks, acks.cell.offered())) {
+            None => not_acking(name),
+            Some((_, sent)) if sent < *seq => not_sent(name, *seq, sent),
+            Some((acks, _)) => {
+                if acks.cell.acknowledge(*seq) {
+                    self.acked(*connection);
+                }
+                return;
             }
-        }
+        };
+        self.metrics.requests_refused.add(refusal.code, 1);
+        self.control(index, |out| reply::error(out, *request, None, &refusal));
     }
 
     /// Lets a cursor go on that was parked for `why`.
@@ -235,18 +299,16 @@ impl Writer {
         let topic = Arc::clone(&self.feeds[feed].topic);
         let Some(following) = self.peers[index].follows.get_mut(&feed) else { return };
         let Some(acks) = &mut following.acks else { return };
-        let deliveries = match &acks.consumer {
-            None => acks.deliveries.saturating_add(1),
-            Some((name, fence)) => {
-                match topic.consumers(|consumers, _| consumers.redeliver(name, *fence)) {
-                    Some(deliveries) => deliveries,
-                    // Somebody else has it; this connection is about to hear of it.
-                    None => return,
-                }
+        let deliveries = acks.deliveries.saturating_add(1);
+        if let Some((name, fence)) = &acks.consumer {
+            let told = (acks.acked, deliveries);
+            if !topic.consumers(|consumers, _| consumers.redeliver(name, *fence, told)) {
+                // Somebody else has it; this connection is about to hear of it.
+                return;
             }
-        };
+        }
         acks.deliveries = deliveries;
-        let again = acks.sent.back().map_or(0, |(upto, _)| upto - acks.acked);
+        let again = acks.sent.back().map_or(0, |(upto, _)| upto.saturating_sub(acks.acked));
         self.go_back(index, feed);
         if self.acks.max_deliveries < deliveries {
             self.bury(index, feed, &topic);
@@ -320,11 +382,17 @@ impl Writer {
         let Some(&index) = self.by_connection.get(connection) else { return };
         let Some(&feed) = self.by_topic.get(&address(topic)) else { return };
         let Some(following) = self.peers[index].follows.get_mut(&feed) else { return };
-        let Some(acks) = &mut following.acks else { return };
-        if following.parked != Some(Parked::Burial) || acks.acked + 1 != *seq {
+        if following.parked != Some(Parked::Burial) {
             return;
         }
-        if *outcome == Buried::Done {
+        if let Some(acks) = &mut following.acks {
+            acks.settle();
+        }
+        // It may have been acknowledged after all.
+        if *outcome == Buried::Done
+            && let Some(acks) = &mut following.acks
+            && acks.acked + 1 == *seq
+        {
             acks.cell.offer(*seq);
             _ = acks.cell.acknowledge(*seq);
             acks.settle();
@@ -347,7 +415,8 @@ impl Writer {
         _ = acks.cell.acknowledge(upto);
         acks.settle();
         if let Some((name, fence)) = &acks.consumer {
-            topic.consumers(|consumers, _| consumers.acknowledge(name, *fence, upto, now_ms));
+            let position = (upto, upto);
+            topic.consumers(|consumers, _| consumers.acknowledge(name, *fence, position, now_ms));
         }
     }
 }
@@ -362,4 +431,16 @@ fn look(following: &mut Following, timeout: Duration, now: Instant) -> Look {
         Some((_, at)) if *at + timeout <= now => Look::Overdue,
         Some((_, at)) => Look::Later(*at + timeout),
     }
+}
+
+/// The refusal of an acknowledgement of what was not sent.
+pub(crate) fn not_sent(topic: &str, seq: u64, sent: u64) -> Refusal {
+    let message = format!("seq is {seq}; the newest event that was sent of {topic} is {sent}");
+    Refusal::field("seq", message)
+}
+
+/// The refusal of an acknowledgement where nothing is to be acknowledged.
+pub(crate) fn not_acking(topic: &str) -> Refusal {
+    let message = format!("this connection has no subscription to {topic} with acks");
+    Refusal { field: Some("topic"), ..Refusal::new(Code::NotFound, message) }
 }

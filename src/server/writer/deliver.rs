@@ -274,9 +274,11 @@ impl Writer {
 
     /// Moves one cursor that is behind by one batch, up to where the feed's group is.
     fn catch_up(&mut self, index: usize, feed_index: usize) {
-        let Some(following) = self.peers[index].follows.get(&feed_index) else { return };
+        let Some(following) = self.peers[index].follows.get_mut(&feed_index) else { return };
         let (Some(from), replaying) = (following.cursor, following.replaying) else { return };
-        let limit = following.acks.as_ref().map_or(u64::MAX, |acks| acks.limit());
+        let acks = following.acks.as_ref();
+        let (from, limit) = acks.map_or((from, u64::MAX), |acks| (acks.resume(from), acks.limit()));
+        following.cursor = Some(from);
         let feed = &self.feeds[feed_index];
         let group = if feed.group.is_empty() { u64::MAX } else { feed.at };
         let upto = group.min(limit);
@@ -294,22 +296,23 @@ impl Writer {
                 if to != from {
                     let kind = PartKind::Events { feed: feed_index, from, to };
                     let range = start..self.arena.len();
-                    let peer = &mut self.peers[index];
-                    peer.parts.push(Part { range, kind });
-                    // Whether it joins the group now or not.
-                    if let Some(acks) =
-                        peer.follows.get(&feed_index).and_then(|following| following.acks.as_ref())
-                    {
-                        acks.offer(to);
-                    }
+                    self.peers[index].parts.push(Part { range, kind });
                     self.touch(index);
                 }
-                if tail.min(group) <= to {
-                    self.join_group(index, feed_index, to);
-                } else if to == from && to == limit && self.park_for_window(index, feed_index) {
-                    // It goes on with the next acknowledgement.
-                } else if let Some(following) = self.peers[index].follows.get_mut(&feed_index) {
+                if let Some(following) = self.peers[index].follows.get_mut(&feed_index) {
                     following.cursor = Some(to);
+                }
+                if group < to {
+                    // What this cursor skipped the group has not looked at yet.
+                    self.queue(feed_index);
+                } else if tail.min(group) <= to {
+                    self.join_group(index, feed_index, to);
+                } else if to == from && limit <= to {
+                    self.park_for_window(index, feed_index);
+                }
+                if self.peers[index].goodbye.is_some() {
+                    // It may have been the last that the goodbye waited for.
+                    self.touch(index);
                 }
             }
             Copied::Stored => {
@@ -326,12 +329,7 @@ impl Writer {
     pub(super) fn join_group(&mut self, index: usize, feed_index: usize, at: u64) {
         let feed = &mut self.feeds[feed_index];
         let peer = &mut self.peers[index];
-        // It was looked at just now, and so is the last.
-        if peer.behind.back() == Some(&feed_index) {
-            peer.behind.pop_back();
-        } else {
-            peer.behind.retain(|behind| *behind != feed_index);
-        }
+        peer.forget_behind(feed_index);
         if let Some(following) = peer.follows.get_mut(&feed_index) {
             following.cursor = None;
             following.replaying = false;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::{
-    AckCell, AckSetup, By, Feed, Follow, OpenPattern, PatternOpened, Unfollow, Writer,
+    AckSetup, By, Feed, Follow, OpenPattern, PatternOpened, Unfollow, Writer,
     acks::Acks,
     deliver::address,
     peer::{Following, Parked, PatternState},
@@ -56,7 +56,8 @@ impl Writer {
             let feed = self.feed(topic, start.seq);
             self.feeds[feed].followers += 1;
             self.metrics.cursors.add(1);
-            let mut following = Following { replaying: true, ..Following::default() };
+            let name_acks = follow.acks.is_some();
+            let mut following = Following { replaying: true, name_acks, ..Following::default() };
             self.acknowledge_from(index, &mut following, setup.as_ref(), start.seq);
             self.stand(index, feed, start.seq, following, *by);
             return self.bury_if_due(index, feed);
@@ -76,14 +77,20 @@ impl Writer {
             let peer = &mut self.peers[index];
             if let Some(mut following) = peer.follows.remove(&feed) {
                 peer.note(&mut following, feed, *by);
-                if setup.is_some() && following.acks.is_none() {
-                    self.acknowledge_from(index, &mut following, setup.as_ref(), seq);
-                }
+                self.keep_acknowledging(index, &mut following, follow, (setup.as_ref(), seq));
                 self.peers[index].follows.insert(feed, following);
             }
+            // The window may be another.
+            self.unpark_for_window(index, feed);
         } else {
             self.announce(index, topic, start, *by, Cursor::Moved);
             let mut following = self.take_following(index, feed);
+            following.name_acks = setup.is_some();
+            // What a pattern has sent acknowledged stays so.
+            let setup = setup.or_else(|| {
+                let window = self.peers[index].pattern_window(&following)?;
+                Some(AckSetup::plain(start.seq, window))
+            });
             self.acknowledge_from(index, &mut following, setup.as_ref(), start.seq);
             self.stand(index, feed, start.seq, following, *by);
             self.bury_if_due(index, feed);
@@ -96,8 +103,30 @@ impl Writer {
             return follow.acks.as_deref().cloned();
         };
         let window = self.peers[index].patterns.get(&subscription)?.window?;
-        let cell = Arc::new(AckCell::new(follow.start.seq));
-        Some(AckSetup { cell, window, consumer: None, deliveries: 0 })
+        Some(AckSetup::plain(follow.start.seq, window))
+    }
+
+    /// Makes a cursor that stays where it is acknowledge for one more subscription.
+    fn keep_acknowledging(
+        &mut self,
+        index: usize,
+        following: &mut Following,
+        follow: &Follow,
+        (setup, at): (Option<&AckSetup>, u64),
+    ) {
+        let is_name = matches!(follow.by, By::Name { .. });
+        if is_name {
+            following.name_acks = setup.is_some();
+        }
+        match (&mut following.acks, setup) {
+            (Some(acks), Some(setup)) if is_name => acks.adopt(setup),
+            // What it lacks for a pattern is acknowledged from there on.
+            (None, Some(setup)) => {
+                self.acknowledge_from(index, following, Some(setup), at);
+            }
+            (_, None) if is_name => self.end_name_acks(index, following),
+            _ => {}
+        }
     }
 
     /// Makes a cursor at `seq` acknowledge as `setup` says, or not.
@@ -260,6 +289,7 @@ impl Writer {
         let Some(&feed) = self.by_topic.get(&address(topic)) else { return };
         if let Some(following) = self.peers[index].follows.get_mut(&feed) {
             following.by_name = None;
+            following.name_acks = false;
             self.leave_if_unwanted(index, feed);
             self.stop_acks_if_unwanted(index, feed);
         }
@@ -270,12 +300,12 @@ impl Writer {
         for follow in state.held.unwrap_or_default() {
             follow.topic.unfollow(self.index, self.clock.unix_ms());
         }
-        let following_acks = state.window.is_some();
+        let has_window = state.window.is_some();
         for feed in state.feeds {
             if let Some(following) = self.peers[index].follows.get_mut(&feed) {
                 following.by_pattern.retain(|by| *by != subscription);
                 self.leave_if_unwanted(index, feed);
-                if following_acks {
+                if has_window {
                     self.stop_acks_if_unwanted(index, feed);
                 }
             }
@@ -299,19 +329,26 @@ impl Writer {
         }
     }
 
-    /// Lets a cursor go on without acknowledgements if none of the subscriptions that are left asks
-    /// for them.
+    /// Has a cursor acknowledge only as the subscriptions that are left ask for.
     fn stop_acks_if_unwanted(&mut self, index: usize, feed: usize) {
+        let Some(mut following) = self.peers[index].follows.remove(&feed) else { return };
+        if !following.name_acks {
+            self.end_name_acks(index, &mut following);
+        }
+        self.peers[index].follows.insert(feed, following);
+        self.unpark_for_window(index, feed);
+    }
+
+    /// The subscription by the topic's name does not acknowledge any more: patterns may.
+    fn end_name_acks(&mut self, index: usize, following: &mut Following) {
         let peer = &mut self.peers[index];
-        let Some(following) = peer.follows.get_mut(&feed) else { return };
-        let patterns = &peer.patterns;
-        let asks = |by: &u64| patterns.get(by).is_some_and(|state| state.window.is_some());
-        let wanted = following.by_name.is_some() || following.by_pattern.iter().any(asks);
-        if !wanted && following.acks.take().is_some() {
-            peer.acking -= 1;
-            self.unpark(index, feed, Parked::Window);
-            self.unpark(index, feed, Parked::Burial);
-            self.peers[index].window_full.retain(|parked| *parked != feed);
+        match (peer.pattern_window(following), &mut following.acks) {
+            (Some(window), Some(acks)) => acks.part_with_consumer(window),
+            (None, Some(_)) => {
+                following.acks = None;
+                peer.acking -= 1;
+            }
+            (_, None) => {}
         }
     }
 

@@ -38,7 +38,10 @@ use std::{
 
 use slab::Slab;
 
-pub(crate) use self::{acks::AckCell, waker::Waker};
+pub(crate) use self::{
+    acks::{AckCell, not_acking, not_sent},
+    waker::Waker,
+};
 use self::{crowd::Crowd, feed::Feed, peer::Peer};
 use crate::{
     base::{
@@ -141,9 +144,18 @@ pub(crate) struct AckSetup {
     pub(crate) deliveries: u32,
 }
 
+impl AckSetup {
+    /// Without a consumer, from event `start` on.
+    fn plain(start: u64, window: u64) -> Self {
+        let cell = Arc::new(AckCell::new(start));
+        Self { cell, window, consumer: None, deliveries: 0 }
+    }
+}
+
 /// An acknowledgement for a cursor that a pattern brought.
 pub(crate) struct AckTopic {
     pub(crate) connection: u64,
+    pub(crate) request: Option<u64>,
     pub(crate) topic: Arc<Topic>,
     pub(crate) seq: u64,
 }

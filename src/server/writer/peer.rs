@@ -97,6 +97,8 @@ pub(super) struct Following {
     pub(super) slot: usize,
     /// The subscription to the topic by its name.
     pub(super) by_name: Option<SlowPolicy>,
+    /// It acknowledges.
+    pub(super) name_acks: bool,
     /// Subscriptions to patterns that match it.
     pub(super) by_pattern: Vec<u64>,
     /// It has not reached the tail since it began.
@@ -155,6 +157,21 @@ impl Peer {
             finished: false,
             detached: false,
         }
+    }
+
+    /// Takes `feed` out of those in which the peer is behind.
+    pub(super) fn forget_behind(&mut self, feed: usize) {
+        // It was looked at just now, and so is the last.
+        if self.behind.back() == Some(&feed) {
+            self.behind.pop_back();
+        } else {
+            self.behind.retain(|behind| *behind != feed);
+        }
+    }
+
+    /// The window of the patterns that `following` has to acknowledge for, if any.
+    pub(super) fn pattern_window(&self, following: &Following) -> Option<u64> {
+        following.by_pattern.iter().find_map(|by| self.patterns.get(by)?.window)
     }
 
     pub(super) fn is_stalled(&self) -> bool {

@@ -212,7 +212,9 @@ impl Writer {
                     let (frames, end) = whole_frames(bytes, taken);
                     peer.unsent.extend_from_slice(&bytes[taken..end]);
                     delivered += frames;
-                    gone.push((feed, from + frames));
+                    if 0 < frames {
+                        gone.push((feed, from + frames));
+                    }
                     back.push((feed, from + frames));
                     if taken == 0 {
                         untouched.push(feed);

@@ -1,5 +1,7 @@
 //! A writer without its thread, turned by hand: what it sends, to whom, and in which order.
 
+mod acks;
+
 use std::{
     io::Read,
     net::{TcpListener, TcpStream},

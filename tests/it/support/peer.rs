@@ -216,6 +216,11 @@ impl Peer {
         }
     }
 
+    /// Passes over what arrived while replies were awaited.
+    pub fn forget(&mut self) {
+        self.waiting.clear();
+    }
+
     /// The next message, which must be of type `kind`.
     #[track_caller]
     pub fn expect(&mut self, kind: &str) -> Value {
