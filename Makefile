@@ -13,6 +13,7 @@ format: need-rust
 
 lint: need-rust
 	$(CARGO) clippy --all-targets --locked -- -D warnings
+	$(CARGO) clippy --no-default-features --locked -- -D warnings
 
 test: need-rust
 	$(CARGO) test --locked
@@ -30,7 +31,10 @@ bench: need-rust
 # The fully static binary, checked to be one, to be small, and to resolve and bind a host name.
 static: need-rust
 	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release --locked --target $(TARGET)
-	tests/static.sh $(STATIC)
+	tests/static.sh $(STATIC) 5242880
+	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release --locked --target $(TARGET) \
+		--no-default-features --target-dir target/small
+	tests/static.sh target/small/$(TARGET)/release/landline 4000000
 
 clean:
 	$(CARGO) clean

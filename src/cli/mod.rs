@@ -17,6 +17,7 @@ mod http;
 mod output;
 mod publish;
 mod serve;
+#[cfg(feature = "durable")]
 mod store;
 mod subscribe;
 mod topics;
@@ -42,6 +43,7 @@ const COMMANDS: &[Entry] = &[
     (consumers::command, consumers::run),
     (check::command, check::run),
     (health::command, health::run),
+    #[cfg(feature = "durable")]
     (store::command, store::run),
 ];
 

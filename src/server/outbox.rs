@@ -147,7 +147,8 @@ impl Outbox {
         !self.told.swap(true, Ordering::AcqRel)
     }
 
-    /// Takes all that waits; last words only when no reply is promised any more. What is appended after this tells the writer again.
+    /// Takes all that waits; last words only when no reply is promised any more. What is appended
+    /// after this tells the writer again.
     pub(crate) fn take(&self) -> Taken {
         self.told.swap(false, Ordering::AcqRel);
         let taken = self.inner.with(|inner| {

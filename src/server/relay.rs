@@ -41,7 +41,7 @@ use crate::{
         writer::{Command, WriterHandle},
     },
     store::{
-        Database, Loaded, Store, StoreError, StoreSettings,
+        Loaded, Store, StoreError,
         disk::{Directory, Disk},
     },
     topic::Registry,
@@ -391,14 +391,23 @@ impl Drop for Server {
 }
 
 /// Opens the store, and says what was found that should not be.
+#[cfg(feature = "durable")]
 fn open_store(
     config: &Config,
     disk: Arc<dyn Disk>,
 ) -> Result<(Box<dyn Store>, Loaded), StartError> {
+    use crate::store::{Database, StoreSettings};
+
     let settings = StoreSettings { cache_bytes: config.store.cache };
     let (database, loaded) = Database::open(disk, settings).map_err(StartError::Store)?;
     loaded.warnings.iter().for_each(|warning| log::error!("{warning}"));
     Ok((Box::new(database), loaded))
+}
+
+/// There is none in this build.
+#[cfg(not(feature = "durable"))]
+fn open_store(_: &Config, _: Arc<dyn Disk>) -> Result<(Box<dyn Store>, Loaded), StartError> {
+    Err(StartError::Store(StoreError::NotBuilt))
 }
 
 /// Fits the limit of connections to what the operating system allows, with a warning.

@@ -14,25 +14,39 @@
 //! [`Rank::Store`](crate::base::lock::Rank::Store), to copy a reference or count a reader; never
 //! during I/O.
 
+#[cfg(feature = "durable")]
 mod backend;
+#[cfg(feature = "durable")]
 mod ballast;
+#[cfg(feature = "durable")]
 mod commit;
+#[cfg(feature = "durable")]
 mod database;
 pub mod disk;
+#[cfg(feature = "durable")]
 mod facts;
+#[cfg(feature = "durable")]
 pub mod inspect;
+#[cfg(feature = "durable")]
 mod journal;
+#[cfg(feature = "durable")]
 mod pages;
+#[cfg(feature = "durable")]
 mod record;
+#[cfg(feature = "durable")]
 mod retention;
+#[cfg(feature = "durable")]
 #[doc(hidden)]
 pub mod sim;
+#[cfg(feature = "durable")]
 mod tables;
 #[cfg(test)]
+#[cfg(feature = "durable")]
 mod tests;
 
 use std::{fmt::Debug, sync::Arc};
 
+#[cfg(feature = "durable")]
 pub use database::{Database, StoreSettings};
 
 use crate::{
@@ -324,6 +338,9 @@ pub enum StoreError {
     /// What is on disk cannot be what was written.
     #[error("cannot {what}: {why}")]
     Damaged { what: &'static str, why: String },
+    /// This build has no store.
+    #[error("this build keeps nothing on disk: it was made without the feature durable")]
+    NotBuilt,
     /// An earlier error has not been recovered from.
     #[error("the store has failed and is not open")]
     Closed,

@@ -38,7 +38,7 @@ impl Told {
     fn publish(&mut self, peer: &mut Peer) -> bool {
         let number = self.events.len() + 1;
         let data = format!("{number} {}", "x".repeat(EVENT_BYTES));
-        // The key is that of the event, so that one that turns out to be stored is not stored twice.
+        // With a key, one that turns out to be stored after all is not stored twice.
         let key = number.to_string();
         let request = json!({"type": "publish", "topic": TOPIC, "data": data, "key": key});
         let reply = peer.request(request);

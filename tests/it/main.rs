@@ -27,6 +27,10 @@ pub mod kill;
 
 pub mod slow_disk;
 
+pub mod disk_full;
+
+pub mod damage;
+
 pub mod dedupe;
 
 pub mod isolation;

@@ -110,6 +110,7 @@ fn failure(error: &StoreError, wait: Duration) -> Failure {
         StoreError::Directory { .. }
         | StoreError::Locked { .. }
         | StoreError::Io { .. }
+        | StoreError::NotBuilt
         | StoreError::Closed => (StoreFailure::Io, "the disk cannot be used"),
     };
     let retry_after_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);

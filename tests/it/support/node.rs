@@ -70,6 +70,19 @@ impl Node {
         Node::spawn(command, None)
     }
 
+    /// As [`Node::durable`], with system calls that fail as `inject` says to strace.
+    #[track_caller]
+    #[must_use]
+    pub fn traced(dir: &Scratch, inject: &str) -> Node {
+        let mut command = Command::new("strace");
+        let trace = format!("trace={}", inject.split(':').next().unwrap_or_default());
+        command.args(["-D", "-f", "-qq", "-o", "/dev/null", "-e", &trace, "-e"]);
+        command.arg(format!("inject={inject}")).arg(BINARY);
+        command.args(["serve", "--listen", "127.0.0.1:0", "--durable", "--data-dir"]);
+        command.arg(dir.path());
+        Node::spawn(command, None)
+    }
+
     /// A relay with a configuration file, which can be replaced later.
     #[track_caller]
     #[must_use]
