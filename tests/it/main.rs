@@ -54,6 +54,7 @@ pub mod shutdown;
 pub mod embedded;
 
 pub mod client;
+pub mod client_acks;
 pub mod client_redelivery;
 pub mod client_support;
 
