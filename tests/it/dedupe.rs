@@ -276,7 +276,12 @@ fn a_key_that_is_not_stored_yet_is_answered_to_all_when_it_is() {
             });
             // And two in one breath: the second comes before anything can be stored.
             let mut peer = node.peer();
-            let request = |id: u64| json!({"type": "publish", "topic": "pair", "data": id, "key": key, "id": id});
+            let request = |id: u64| {
+                let mut request = json!({"type": "publish", "topic": "pair", "key": key});
+                request["id"] = json!(id);
+                request["data"] = json!(id);
+                request
+            };
             let text = [request(1), request(2)].map(|request| {
                 let bytes = request.to_string().into_bytes();
                 crate::support::frame::masked(crate::support::frame::TEXT, &bytes)
