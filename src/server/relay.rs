@@ -399,9 +399,46 @@ fn open_store(
     use crate::store::{Database, StoreSettings};
 
     let settings = StoreSettings { cache_bytes: config.store.cache };
-    let (database, loaded) = Database::open(disk, settings).map_err(StartError::Store)?;
+    let (mut database, mut loaded) = Database::open(disk, settings).map_err(StartError::Store)?;
+    if loaded.has_lost_power {
+        renew_epochs(config, &mut database, &mut loaded).map_err(StartError::Store)?;
+    }
+    database.begin_run().map_err(StartError::Store)?;
     loaded.warnings.iter().for_each(|warning| log::error!("{warning}"));
     Ok((Box::new(database), loaded))
+}
+
+/// Begins a new epoch for each topic whose newest events may have been lost with the power: their
+/// sequences will be given out again, for other events.
+#[cfg(feature = "durable")]
+fn renew_epochs(
+    config: &Config,
+    database: &mut crate::store::Database,
+    loaded: &mut Loaded,
+) -> Result<(), StoreError> {
+    use crate::{
+        config::SyncPolicy,
+        store::{Batch, NewTopic},
+        wire::position::Epoch,
+    };
+
+    let mut batch = Batch::default();
+    for topic in &mut loaded.topics {
+        if config.topics.policy(&topic.name).sync != SyncPolicy::Always {
+            topic.epoch = Epoch::random();
+            let (name, epoch, tail) = (topic.name.clone(), topic.epoch, topic.tail);
+            batch.topics.push(NewTopic { id: topic.id, name, epoch, tail });
+        }
+    }
+    if !batch.topics.is_empty() {
+        database.commit(&batch)?;
+        loaded.warnings.push(format!(
+            "the machine stopped under the relay; {} topics whose events are not always on disk \
+             begin a new epoch",
+            batch.topics.len()
+        ));
+    }
+    Ok(())
 }
 
 /// There is none in this build.

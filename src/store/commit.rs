@@ -118,6 +118,10 @@ fn misuse(why: String) -> StoreError {
 
 fn add_topic(facts: &mut Facts, topic: &NewTopic) -> Result<(), StoreError> {
     let NewTopic { id, ref name, epoch, tail } = *topic;
+    if let Some(topic) = facts.topics.get_mut(&id).filter(|topic| topic.record.name == *name) {
+        topic.record.epoch = epoch;
+        return Ok(());
+    }
     if facts.topics.contains_key(&id) {
         return Err(misuse(format!("topic {id} is there already")));
     }

@@ -11,7 +11,7 @@ use crate::{
     store::{
         Batch, Committed, Keep, Loaded, Pages, Store, StoreError,
         backend::{guarded, io_failed},
-        ballast, commit,
+        ballast, boot, commit,
         disk::{Disk, DiskLock},
         facts::{self, Facts},
         journal::{self, Journal},
@@ -47,6 +47,8 @@ pub struct Database {
     open: Option<Open>,
     /// The disk was full when it last failed.
     is_full: bool,
+    /// It is noted on disk that a relay runs.
+    runs: bool,
     _lock: DiskLock,
 }
 
@@ -76,6 +78,8 @@ impl Database {
     ) -> Result<(Database, Loaded), StoreError> {
         lock::assert_none_held();
         let lock = disk.lock()?;
+        let has_lost_power =
+            boot::has_lost_power(&*disk).map_err(io_failed("see how the last run ended"))?;
         let mut warnings = Vec::new();
         let (open, mut loaded) = match start(&*disk, &settings) {
             Err(damage @ StoreError::Damaged { .. }) => {
@@ -92,8 +96,26 @@ impl Database {
         let gate = Arc::new(Gate::new());
         gate.open(&open.file.db);
         let open = Some(open);
-        let database = Database { disk, settings, gate, open, is_full: false, _lock: lock };
-        Ok((database, Loaded { warnings, ..loaded }))
+        let runs = false;
+        let database = Database { disk, settings, gate, open, is_full: false, runs, _lock: lock };
+        Ok((database, Loaded { warnings, has_lost_power, ..loaded }))
+    }
+
+    /// Notes on disk that a relay runs here, until [`Store::close`]. To be called once new epochs
+    /// are stored where they are needed.
+    ///
+    /// # Errors
+    ///
+    /// The disk cannot be written.
+    ///
+    /// # Blocking
+    ///
+    /// For the disk.
+    pub fn begin_run(&mut self) -> Result<(), StoreError> {
+        lock::assert_none_held();
+        boot::begin(&*self.disk).map_err(io_failed("note that a relay runs"))?;
+        self.runs = true;
+        Ok(())
     }
 
     /// Runs a step that writes; the first that fails is the last until [`Store::recover`].
@@ -256,6 +278,9 @@ impl Store for Database {
         lock::assert_none_held();
         self.open = None;
         self.gate.close();
+        if std::mem::take(&mut self.runs) {
+            boot::end(&*self.disk).map_err(io_failed("note that the relay has ended"))?;
+        }
         Ok(())
     }
 }

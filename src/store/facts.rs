@@ -79,6 +79,7 @@ pub(super) fn load(db: &redb::Database) -> Result<(Facts, Loaded), StoreError> {
         let loaded = Loaded {
             seed: header.seed,
             incarnation: header.incarnation,
+            has_lost_power: false,
             topics: stored,
             consumers,
             keys,

@@ -19,6 +19,8 @@ mod backend;
 #[cfg(feature = "durable")]
 mod ballast;
 #[cfg(feature = "durable")]
+mod boot;
+#[cfg(feature = "durable")]
 mod commit;
 #[cfg(feature = "durable")]
 mod database;
@@ -88,7 +90,7 @@ impl Batch {
     }
 }
 
-/// A topic that the store does not know yet.
+/// A topic that the store does not know yet, or one that it knows with a new epoch.
 #[derive(Clone, Debug)]
 pub struct NewTopic {
     pub id: TopicId,
@@ -179,6 +181,9 @@ pub struct Loaded {
     pub seed: u64,
     /// How many commits have forgotten topics.
     pub incarnation: u64,
+    /// The machine stopped under a relay: events that were only written may be lost, and their
+    /// sequences would be given out twice. Whoever goes on begins new epochs for such topics.
+    pub has_lost_power: bool,
     pub topics: Vec<StoredTopic>,
     pub consumers: Vec<ConsumerChange>,
     /// By topic, oldest first.

@@ -97,6 +97,41 @@ fn written_events_survive_a_killed_process() {
 }
 
 #[test]
+fn a_loss_of_power_begins_new_epochs_where_something_may_be_lost() {
+    let dir = dir();
+    let text = format!(
+        "data_dir = {:?}\ndurable = true\n[[topics]]\npattern = \"fast/#\"\nsync = \"os\"\n",
+        dir.path().to_str().unwrap()
+    );
+    let node = Node::with_config(&text);
+    let (safe, fast) = (publish(&node, "safe", 3), publish(&node, "fast/lamp", 3));
+    let running = dir.path().join("running");
+    let boot = fs::read(&running).unwrap();
+    node.kill();
+    // A killed process is no loss of power.
+    let node = Node::with_config(&text);
+    let epoch = |node: &Node, topic| node.peer().history(topic, json!("start"), 9)["epoch"].clone();
+    assert_eq!(epoch(&node, "fast/lamp"), fast["epoch"]);
+    node.kill();
+    // What another start of the machine has left.
+    fs::write(&running, "b5c9fa4e-0000-0000-0000-000000000000").unwrap();
+    for _ in 0..2 {
+        let node = Node::with_config(&text);
+        let mut peer = node.peer();
+        let head = peer.subscribe_from("safe", position(&safe, 2));
+        assert_eq!(head["recovery"]["mode"], "complete", "{head}");
+        assert_eq!(seq(&peer.expect("event")), 3);
+        let head = peer.subscribe_from("fast/lamp", position(&fast, 2));
+        assert_eq!(head["recovery"]["reason"], "epoch_changed", "{head}");
+        assert_eq!(seqs(&peer.events(3)), [1, 2, 3]);
+        assert_eq!(fs::read(&running).unwrap(), boot);
+        node.kill();
+    }
+    Node::with_config(&text).stop();
+    assert!(!running.exists(), "a stop in good order leaves no trace");
+}
+
+#[test]
 fn what_an_interval_wrote_is_committed_when_it_is_over() {
     let dir = dir();
     let node = Node::durable(&dir, &["--sync", "interval", "--sync-interval", "50ms"]);

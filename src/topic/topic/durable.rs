@@ -129,8 +129,12 @@ impl Topic {
 
     /// Takes over a consumer that the store has.
     pub fn restore_consumer(&self, change: &ConsumerChange) {
-        if let Some(state) = change.state {
-            self.log.with(|body| body.consumers.restore(change.name.clone(), state));
+        if let Some(mut state) = change.state {
+            self.log.with(|body| {
+                // What it acknowledged may be lost, if it was not always on disk.
+                state.seq = state.seq.min(body.log.tail());
+                body.consumers.restore(change.name.clone(), state);
+            });
         }
     }
 
