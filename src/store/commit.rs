@@ -118,7 +118,8 @@ fn misuse(why: String) -> StoreError {
 
 fn add_topic(facts: &mut Facts, topic: &NewTopic) -> Result<(), StoreError> {
     let NewTopic { id, ref name, epoch, tail } = *topic;
-    if let Some(topic) = facts.topics.get_mut(&id).filter(|topic| topic.record.name == *name) {
+    let renewed = |topic: &&mut Topic| topic.record.name == *name && topic.record.epoch != epoch;
+    if let Some(topic) = facts.topics.get_mut(&id).filter(renewed) {
         topic.record.epoch = epoch;
         return Ok(());
     }
