@@ -2,9 +2,8 @@
 //!
 //! # Threads
 //!
-//! Readers append; the committer stores; writers and readers copy out. A publisher wakes the writers
-//! that have followers
-//! here, each at most once until it has looked.
+//! Readers append; the committer stores; writers and readers copy out. A publisher wakes the
+//! writers that have followers here, each at most once until it has looked.
 //!
 //! # Locks
 //!
