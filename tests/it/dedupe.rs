@@ -276,13 +276,10 @@ fn a_key_that_is_not_stored_yet_is_answered_to_all_when_it_is() {
             });
             // And two in one breath: the second comes before anything can be stored.
             let mut peer = node.peer();
-            let request = |id: u64| {
-                let mut request = json!({"type": "publish", "topic": "pair", "key": key});
+            let publish = json!({"type": "publish", "topic": "pair", "data": 1, "key": key});
+            let text = [1, 2].map(|id| {
+                let mut request = publish.clone();
                 request["id"] = json!(id);
-                request["data"] = json!(id);
-                request
-            };
-            let text = [request(1), request(2)].map(|request| {
                 let bytes = request.to_string().into_bytes();
                 crate::support::frame::masked(crate::support::frame::TEXT, &bytes)
             });
