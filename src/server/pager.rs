@@ -209,7 +209,7 @@ impl Pager<'_> {
         if upto <= after {
             return Ok(Sheet::AskTheLog);
         }
-        let mut frames = Vec::new();
+        let mut frames = Vec::with_capacity(TURN_BYTES);
         let page = self.insist(|| {
             frames.clear();
             lock::assert_none_held();

@@ -105,11 +105,12 @@ impl Writer {
             // A full socket takes nothing; the page is asked for again when it has room.
             Ok(Sheet::Events { .. }) if peer.is_stalled() || peer.finishing => {}
             Ok(Sheet::Events { upto, frames }) => {
-                self.arena.clear();
-                self.arena.extend_from_slice(&frames);
+                let len = frames.len();
+                // Nothing of this turn refers to what is there; the page takes its place.
+                self.arena = frames;
                 let kind = PartKind::Events { feed, from: after, to: upto };
                 let peer = &mut self.peers[index];
-                peer.parts.push(Part { range: 0..frames.len(), kind });
+                peer.parts.push(Part { range: 0..len, kind });
                 if let Some(following) = peer.follows.get_mut(&feed) {
                     following.cursor = Some(upto);
                     if let Some(acks) = &following.acks {
