@@ -127,6 +127,9 @@ impl Database {
         let open = self.open.as_mut().ok_or(StoreError::Closed)?;
         let result = guarded("write to the store", || work(open));
         if let Err(error) = &result {
+            if matches!(error, StoreError::Damaged { .. }) {
+                suspect(&*self.disk);
+            }
             self.is_full |= matches!(error, StoreError::Full { .. });
             self.open = None;
         }
@@ -139,6 +142,7 @@ impl Database {
             ballast::release(&*self.disk)?;
         }
         let mut file = File::open(&*self.disk, &self.settings)?;
+        look_closer(&*self.disk, &mut file)?;
         let made = self.make_room(&mut file, keeps);
         // For reading it serves in any case, also after an error of writing.
         self.gate.open(&file.db);
@@ -170,7 +174,40 @@ impl Database {
 
 /// Opens the file and brings it up to date with the journal.
 fn start(disk: &dyn Disk, settings: &StoreSettings) -> Result<(Open, Loaded), StoreError> {
-    replay(disk, File::open(disk, settings)?)
+    let mut file = File::open(disk, settings)?;
+    match look_closer(disk, &mut file) {
+        Ok(()) => replay(disk, file),
+        Err(error) => {
+            file.abandon();
+            Err(error)
+        }
+    }
+}
+
+/// A file with this name says that writing found damage which reading had not.
+const SUSPECT: &str = "suspect";
+
+/// Notes that the store is to be looked at as a whole before it is written again, also by another
+/// process.
+fn suspect(disk: &dyn Disk) {
+    let noted =
+        disk.open(SUSPECT).and_then(|file| file.write_at(0, b"1")).and_then(|()| disk.sync());
+    if let Err(error) = noted {
+        log::warn!("cannot note that the store is damaged error=\"{error}\"");
+    }
+}
+
+/// Looks at all of a store that is suspect.
+fn look_closer(disk: &dyn Disk, file: &mut File) -> Result<(), StoreError> {
+    const LOOK: &str = "look at a damaged store";
+    if disk.len(SUSPECT).map_err(io_failed(LOOK))?.is_none() {
+        return Ok(());
+    }
+    // A file that is not ours, or newer, is left alone.
+    facts::load(&file.db)?;
+    file.release()?;
+    file.check()?;
+    disk.remove(SUSPECT).map_err(io_failed(LOOK))
 }
 
 fn replay(disk: &dyn Disk, file: File) -> Result<(Open, Loaded), StoreError> {
@@ -214,6 +251,7 @@ fn apply(disk: &dyn Disk, file: &File) -> Result<(Facts, Journal, Loaded), Store
 
 fn put_aside(disk: &dyn Disk, damage: &StoreError) -> Result<String, StoreError> {
     let unix_s = Clock::default().unix_ms() / 1_000;
+    disk.remove(SUSPECT).map_err(io_failed("move a damaged store out of the way"))?;
     let aside = tables::put_aside(disk, journal::FILE, unix_s)
         .map_err(io_failed("move a damaged store out of the way"))?;
     let place = disk.place();

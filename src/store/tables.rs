@@ -93,6 +93,16 @@ impl File {
         })
     }
 
+    /// Looks at all of a database that nobody reads, and rebuilds what can be: which places in the
+    /// file are free.
+    pub(super) fn check(&mut self) -> Result<(), StoreError> {
+        const CHECK: &str = "check the store";
+        guarded(CHECK, || match Arc::get_mut(&mut self.db) {
+            Some(db) => db.check_integrity().map(drop).map_err(failed(CHECK)),
+            None => Ok(()),
+        })
+    }
+
     /// Makes a database that nobody reads as small as it goes. Returns whether anything was done.
     pub(super) fn compact(&mut self) -> Result<bool, StoreError> {
         const COMPACT: &str = "compact the store";
