@@ -22,19 +22,27 @@ fn this_boot() -> String {
     if text.is_empty() { "unknown".to_owned() } else { text.to_owned() }
 }
 
-/// Whether a relay ran here when the machine stopped.
-pub(super) fn has_lost_power(disk: &dyn Disk) -> io::Result<bool> {
-    let Some(len) = disk.len(FILE)? else { return Ok(false) };
+/// The start of the machine that is noted, if one is.
+fn noted(disk: &dyn Disk) -> io::Result<Option<Vec<u8>>> {
+    let Some(len) = disk.len(FILE)? else { return Ok(None) };
     let len = usize::try_from(len).unwrap_or(usize::MAX).min(BYTES_MAX);
     let mut found = vec![0; len];
     disk.open(FILE)?.read_at(0, &mut found)?;
-    Ok(found != this_boot().as_bytes())
+    Ok(Some(found))
+}
+
+/// Whether a relay ran here when the machine stopped.
+pub(super) fn has_lost_power(disk: &dyn Disk) -> io::Result<bool> {
+    Ok(noted(disk)?.is_some_and(|found| found != this_boot().as_bytes()))
 }
 
 /// Notes that a relay runs here, on this start of the machine.
 pub(super) fn begin(disk: &dyn Disk) -> io::Result<()> {
-    let file = disk.open(NEW)?;
     let name = this_boot();
+    if noted(disk)?.is_some_and(|found| found == name.as_bytes()) {
+        return Ok(());
+    }
+    let file = disk.open(NEW)?;
     file.set_len(0)?;
     file.write_at(0, name.as_bytes())?;
     file.sync()?;

@@ -101,8 +101,8 @@ impl Database {
         Ok((database, Loaded { warnings, has_lost_power, ..loaded }))
     }
 
-    /// Notes on disk that a relay runs here, until [`Store::close`]. To be called once new epochs
-    /// are stored where they are needed.
+    /// Notes on disk that a relay runs here, until [`Store::close`]; on a full disk, once there is
+    /// room. To be called once new epochs are stored where they are needed.
     ///
     /// # Errors
     ///
@@ -113,9 +113,12 @@ impl Database {
     /// For the disk.
     pub fn begin_run(&mut self) -> Result<(), StoreError> {
         lock::assert_none_held();
-        boot::begin(&*self.disk).map_err(io_failed("note that a relay runs"))?;
         self.runs = true;
-        Ok(())
+        match boot::begin(&*self.disk).map_err(io_failed(RUNS)) {
+            // Nothing is written meanwhile that could be lost with the power.
+            Err(StoreError::Full { .. }) => Ok(()),
+            noted => noted,
+        }
     }
 
     /// Runs a step that writes; the first that fails is the last until [`Store::recover`].
@@ -149,6 +152,9 @@ impl Database {
         made?;
         let (open, replayed) = replay(&*self.disk, file)?;
         ballast::take(&*self.disk)?;
+        if self.runs {
+            boot::begin(&*self.disk).map_err(io_failed(RUNS))?;
+        }
         guarded("write to the store", || commit::probe(&open.file.db, &open.facts))?;
         Ok((open, replayed))
     }
@@ -183,6 +189,8 @@ fn start(disk: &dyn Disk, settings: &StoreSettings) -> Result<(Open, Loaded), St
         }
     }
 }
+
+const RUNS: &str = "note that a relay runs";
 
 /// A file with this name says that writing found damage which reading had not.
 const SUSPECT: &str = "suspect";
