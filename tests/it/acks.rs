@@ -106,6 +106,14 @@ fn an_acknowledgement_is_for_all_before_it_and_never_goes_back() {
 
     assert_eq!(seqs(&peer.events(4)), [5, 6, 7, 8]);
     assert_quiet(&mut peer);
+    ack(&mut peer, "jobs", 8);
+    assert_eq!(seq(&peer.expect("event")), 9);
+    ack(&mut peer, "jobs", 9);
+    peer.fence();
+    ack(&mut peer, "jobs", 7);
+    peer.fence();
+    publish(&node, "jobs", 9);
+    assert_eq!(seqs(&peer.events(4)), [10, 11, 12, 13]);
 }
 
 #[test]

@@ -170,27 +170,28 @@ fn what_a_full_socket_took_nothing_of_does_not_count_as_sent() {
 }
 
 #[test]
-fn what_is_put_aside_before_the_others_have_it_is_not_sent_after_all() {
+fn what_the_log_has_lost_is_told_once_to_who_finds_it_before_its_group() {
     let mut rig = rig();
-    let topic = topic("t");
-    let (mut plain, mut client) = (rig.attach(0, None), rig.attach(1, None));
-    rig.follow(0, &topic, 0, NAME);
-    rig.turn();
-    publish(&topic, 1, 10);
+    let (name, epoch) = (Name::parse("t").unwrap(), Epoch::from_number(1));
+    let policy = Policy { max_events: 10, ..Policy::default() };
+    let topic = Arc::new(Topic::new(name, epoch, policy, 1, 0));
+    let (mut group, mut behind) = (rig.attach(0, None), rig.attach(1, None));
+    publish(&topic, 5, 10);
+    rig.follow(0, &topic, 5, NAME);
+    rig.read(&mut group);
+    let cell = rig.follow_acking(1, &topic, (2, 100), 0);
     // Its wake-up is still on the way.
-    rig.follow_acking(1, &topic, (0, 5), DELIVERIES);
-    let burial = rig.burial();
-    rig.buried(1, burial);
-    rig.turn();
-    rig.wake(&topic);
-    let got = rig.read(&mut client);
+    publish(&topic, 20, 10);
+
+    let got = rig.read(&mut behind);
+
+    assert_eq!(seqs(got.as_bytes(), "t"), (16..=25).collect::<Vec<_>>());
+    assert_eq!(got.matches("\"gap\"").count(), 1, "{got}");
+    assert_eq!(seqs(rig.read(&mut group).as_bytes(), "t"), (16..=25).collect::<Vec<_>>());
+    rig.ack(1, &cell, 25);
     publish(&topic, 1, 10);
     rig.wake(&topic);
-
-    assert!(got.contains("dead_letter"), "{got}");
-    assert_eq!(seqs(got.as_bytes(), "t"), [0; 0]);
-    assert_eq!(seqs(rig.read(&mut client).as_bytes(), "t"), [2]);
-    assert_eq!(seqs(rig.read(&mut plain).as_bytes(), "t"), [1, 2]);
+    assert_eq!(seqs(rig.read(&mut behind).as_bytes(), "t"), [26]);
 }
 
 #[test]
