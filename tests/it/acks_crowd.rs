@@ -122,6 +122,10 @@ fn a_name_without_acknowledgements_takes_none_from_a_pattern() {
         for window in windows {
             let filter = if window.is_some() { &format!("{}/+", &topic[..1]) } else { topic };
             peer.ask(subscribe(filter, "live", window), "subscribed");
+            if window.is_some() {
+                // Until then the pattern has not come to the topic.
+                peer.expect("attached");
+            }
         }
         node.peer().publish_many(topic, 5, 0);
         let got: Vec<Value> = (0..4).map(|_| event(&mut peer)).collect();
