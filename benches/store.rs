@@ -14,12 +14,13 @@
 use std::{
     fs::{self, File},
     io::{Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
+use crossbeam::channel::bounded;
 use landline::{
     config::{Config, ConnectionSettings, Policy, StoreSettings, TopicSettings},
     server::Server,
@@ -78,10 +79,11 @@ fn main() {
 /// One publisher that waits for each answer.
 fn one_at_a_time(scale: &Scale) {
     let (mut file, mut database, mut relay) = (Vec::new(), Vec::new(), Vec::new());
-    let mut commits = Vec::new();
+    let (mut threads, mut commits) = (Vec::new(), Vec::new());
     for _ in 0..scale.rounds {
         file.push(rate(scale.singles, || append_to_file(scale.singles)));
         database.push(rate(scale.singles, || commit_alone(scale.singles, 1)));
+        threads.push(commit_behind_threads(scale.singles));
         let dir = Scratch::new("single");
         let server = durable(dir.path(), Policy::default());
         let stream = connect(server.addresses()[0]);
@@ -99,9 +101,11 @@ fn one_at_a_time(scale: &Scale) {
         support::stop(server);
     }
     let (file, database, relay) = (median(file), median(database), median(relay));
+    let threads = median(threads);
     println!("one at a time, events/s");
     println!("  plain file and fdatasync {file:>12.0}");
     println!("  redb alone               {database:>12.0}");
+    println!("  redb behind the threads  {threads:>12.0}   {:.2} of redb", threads / database);
     println!("  durable publishing       {relay:>12.0}   {:.2} of redb", relay / database);
     println!("  one commit in it, us     {:>12.0}", median(commits));
 }
@@ -322,15 +326,69 @@ fn commit_alone(count: u64, batch: u64) {
         .expect("a database can be made");
     let mut seq = 0;
     while seq < count {
-        let transaction = database.begin_write().expect("nobody else writes");
-        let mut events = transaction.open_table(EVENTS).expect("the table has one type");
-        for _ in 0..batch.min(count - seq) {
-            seq += 1;
-            events.insert((1, seq), &[7; EVENT_BYTES][..]).expect("the disk has room");
-        }
-        drop(events);
-        transaction.commit().expect("the disk works");
+        let events = batch.min(count - seq);
+        commit_events(&database, seq, events);
+        seq += events;
     }
+}
+
+/// Commits per second of a database that is asked over a socket by a client that waits for each
+/// answer, through a thread that reads, one that commits and one that writes, as in the relay, and
+/// with nothing else of it.
+fn commit_behind_threads(count: u64) -> f64 {
+    let dir = Scratch::new("threads");
+    fs::create_dir_all(dir.path()).expect("a directory can be made");
+    let database = Database::create(dir.path().join("db")).expect("a database can be made");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port is there");
+    let mut client =
+        TcpStream::connect(listener.local_addr().expect("it listens")).expect("it listens");
+    let (accepted, _) = listener.accept().expect("the client connects");
+    for stream in [&client, &accepted] {
+        stream.set_nodelay(true).expect("a fresh socket takes options");
+    }
+    let (to_commit, commits) = bounded::<u64>(1);
+    let (to_writer, answers) = bounded::<u64>(1);
+    thread::scope(|scope| {
+        let (mut reads, mut writes) = (&accepted, &accepted);
+        scope.spawn(move || {
+            let mut request = [0; EVENT_BYTES];
+            let mut seq = 0;
+            while reads.read_exact(&mut request).is_ok() {
+                seq += 1;
+                to_commit.send(seq).expect("commits are waited for");
+            }
+        });
+        scope.spawn(move || {
+            for seq in commits {
+                commit_events(&database, seq - 1, 1);
+                to_writer.send(seq).expect("answers are waited for");
+            }
+        });
+        scope.spawn(move || {
+            for seq in answers {
+                writes.write_all(&seq.to_le_bytes()).expect("the client reads");
+            }
+        });
+        let mut turn = || {
+            client.write_all(&[7; EVENT_BYTES]).expect("the thread reads");
+            client.read_exact(&mut [0; 8]).expect("the thread answers");
+        };
+        turn();
+        let rate = rate(count, || (0..count).for_each(|_| turn()));
+        client.shutdown(Shutdown::Both).expect("it is connected");
+        rate
+    })
+}
+
+/// Stores `count` events after `seq` in one commit.
+fn commit_events(database: &Database, seq: u64, count: u64) {
+    let transaction = database.begin_write().expect("nobody else writes");
+    let mut events = transaction.open_table(EVENTS).expect("the table has one type");
+    for next in seq + 1..=seq + count {
+        events.insert((1, next), &[7; EVENT_BYTES][..]).expect("the disk has room");
+    }
+    drop(events);
+    transaction.commit().expect("the disk works");
 }
 
 // Figures.
