@@ -23,6 +23,7 @@
 #![forbid(unsafe_code)]
 
 pub mod base;
+pub mod bus;
 pub mod cli;
 pub mod client;
 pub mod config;

@@ -4,8 +4,10 @@
 //! equal. A lane that waits may only lead to a later stage, never back, which is what makes a cycle
 //! of full queues impossible.
 
+use std::time::Duration;
+
 pub use crossbeam::channel::{Receiver, RecvError, RecvTimeoutError, TryRecvError};
-use crossbeam::channel::{Sender, TrySendError};
+use crossbeam::channel::{SendTimeoutError, Sender, TrySendError};
 
 use crate::base::lock;
 
@@ -47,13 +49,19 @@ pub const CONFIRMATIONS: Lane =
 /// The subscriptions of `landline sub` to its output. Waiting fills their inboxes.
 pub const PRINTS: Lane = Lane { name: "prints", capacity: 1_024, when_full: WhenFull::Wait };
 
+/// Whoever submits to one worker of a `bus::Pool`. Each sender says how long it waits for room:
+/// not for ever, because a job may submit to the worker that runs it.
+pub const JOBS: Lane = Lane { name: "jobs", capacity: 1_024, when_full: WhenFull::Refuse };
+
 /// Every lane of the relay and of its client.
-pub const LANES: &[Lane] = &[COMMANDS, DEADLINES, COMMITS, PAGES, REPLIES, CONFIRMATIONS, PRINTS];
+pub const LANES: &[Lane] =
+    &[COMMANDS, DEADLINES, COMMITS, PAGES, REPLIES, CONFIRMATIONS, PRINTS, JOBS];
 
 /// The message comes back so that the caller can count, coalesce or retry it.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Rejected<T> {
-    /// Only on lanes that [`WhenFull::Refuse`], and from [`Inlet::offer`].
+    /// Only on lanes that [`WhenFull::Refuse`], from [`Inlet::offer`] and from
+    /// [`Inlet::send_timeout`].
     Full(T),
     /// The receiving stage has shut down.
     Closed(T),
@@ -108,6 +116,35 @@ impl<T> Inlet<T> {
         self.sender.send(message).map_err(|lost| Rejected::Closed(lost.into_inner()))
     }
 
+    /// Hands `message` over if there is room, or comes to be within `limit`, on any lane.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejected`] with the message.
+    ///
+    /// # Blocking
+    ///
+    /// Up to `limit`, never with a ranked lock held; with a limit of zero not at all, and then a
+    /// lock may be.
+    pub fn send_timeout(&self, message: T, limit: Duration) -> Result<(), Rejected<T>> {
+        if limit.is_zero() {
+            return self.offer(message);
+        }
+        lock::assert_none_held();
+        match self.offer(message) {
+            Err(Rejected::Full(message)) => self.wait_for(message, limit),
+            done => done,
+        }
+    }
+
+    #[inline(never)]
+    fn wait_for(&self, message: T, limit: Duration) -> Result<(), Rejected<T>> {
+        self.sender.send_timeout(message, limit).map_err(|lost| match lost {
+            SendTimeoutError::Timeout(message) => Rejected::Full(message),
+            SendTimeoutError::Disconnected(message) => Rejected::Closed(message),
+        })
+    }
+
     /// Hands `message` over if there is room right now, on any lane.
     ///
     /// # Errors
@@ -129,16 +166,60 @@ impl<T> Inlet<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        panic::{AssertUnwindSafe, catch_unwind},
+        thread,
+    };
+
     use super::*;
+    use crate::base::{
+        clock::Clock,
+        lock::{Rank, Ranked},
+    };
+
+    const ONE: Lane = Lane { name: "test", capacity: 1, when_full: WhenFull::Refuse };
 
     #[test]
     fn a_full_lane_that_refuses_gives_the_message_back() {
-        let lane = Lane { name: "test", capacity: 1, when_full: WhenFull::Refuse };
-        let (inlet, outlet) = open(lane);
+        let (inlet, outlet) = open(ONE);
         assert_eq!(inlet.send(1), Ok(()));
         assert_eq!(inlet.send(2), Err(Rejected::Full(2)));
         assert_eq!(inlet.depth(), 1);
         drop(outlet);
         assert_eq!(inlet.send(3), Err(Rejected::Closed(3)));
+    }
+
+    #[test]
+    fn a_send_with_a_limit_gives_the_message_back_after_it_and_not_before() {
+        let (inlet, outlet) = open(ONE);
+        let (clock, limit) = (Clock::default(), Duration::from_millis(30));
+        assert_eq!(inlet.send_timeout(1, limit), Ok(()));
+        assert_eq!(inlet.send_timeout(2, Duration::ZERO), Err(Rejected::Full(2)));
+        let before = clock.now();
+        assert_eq!(inlet.send_timeout(3, limit), Err(Rejected::Full(3)));
+        assert!(limit <= clock.now() - before);
+        drop(outlet);
+        assert_eq!(inlet.send_timeout(4, limit), Err(Rejected::Closed(4)));
+    }
+
+    #[test]
+    fn a_send_with_a_limit_goes_on_when_there_is_room() {
+        let (inlet, outlet) = open(ONE);
+        assert_eq!(inlet.send(1), Ok(()));
+        thread::scope(|scope| {
+            let sender = scope.spawn(|| inlet.send_timeout(2, Duration::from_secs(60)));
+            assert_eq!(outlet.recv(), Ok(1));
+            assert_eq!(outlet.recv_timeout(Duration::from_secs(60)), Ok(2));
+            assert_eq!(sender.join().unwrap(), Ok(()));
+        });
+    }
+
+    #[test]
+    fn a_send_that_may_wait_under_a_lock_panics_and_one_that_may_not_is_fine() {
+        let (inlet, _outlet) = open(ONE);
+        let log = Ranked::new(Rank::Log, ());
+        assert_eq!(log.with(|()| inlet.send_timeout(1, Duration::ZERO)), Ok(()));
+        let wrong = || log.with(|()| inlet.send_timeout(2, Duration::from_secs(1)));
+        assert!(catch_unwind(AssertUnwindSafe(wrong)).is_err());
     }
 }

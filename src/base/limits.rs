@@ -1,7 +1,7 @@
 //! Hard limits. Configuration moves inside them; the relations between them are checked here, by
 //! the compiler.
 
-use std::time::Duration;
+use std::{num::NonZeroUsize, time::Duration};
 
 /// Longest topic name, state key or pattern, in bytes of UTF-8.
 pub const NAME_BYTES_MAX: usize = 255;
@@ -59,6 +59,11 @@ pub const SEGMENT_BYTES: usize = 64 * 1024;
 
 /// How long a connection that said goodbye may take to close its side.
 pub const CLOSE_GRACE: Duration = Duration::from_secs(3);
+
+/// Workers of a `bus::Pool` where nobody says how many.
+pub const BUS_WORKERS_DEFAULT: NonZeroUsize = NonZeroUsize::new(2).expect("two is not zero");
+/// How long a `bus::Pool` that nobody stopped may take to run its jobs when it is dropped.
+pub const POOL_DROP_LIMIT: Duration = Duration::from_secs(1);
 
 // A reply of any size must fit into an outbox that is empty.
 const _: () = assert!(SEGMENT_BYTES <= TURN_BYTES);

@@ -37,6 +37,10 @@ pub enum Rank {
     Log = 40,
     /// `server::outbox`: frames waiting for one connection. Taken to enqueue, never kept.
     Outbox = 50,
+    /// `bus::event_bus`: who is subscribed to one bus.
+    Bus = 52,
+    /// `bus::pool`: whether a pool takes jobs.
+    Pool = 54,
     /// `base::lifecycle`: who still runs. Innermost.
     Crew = 60,
 }
@@ -53,6 +57,8 @@ impl Rank {
         Rank::Store,
         Rank::Log,
         Rank::Outbox,
+        Rank::Bus,
+        Rank::Pool,
         Rank::Crew,
     ];
 }

@@ -6,18 +6,19 @@ use std::{fs, path::Path};
 const LAYERS: &[(&str, &[&str])] = &[
     ("base", &[]),
     ("name", &["base"]),
+    ("bus", &["base", "name"]),
     ("wire", &["base", "name"]),
     ("config", &["base", "name"]),
     ("http", &["base", "name", "wire", "config"]),
     ("metrics", &["base", "wire"]),
     ("store", &["base", "name", "wire", "config", "metrics"]),
     ("topic", &["base", "name", "wire", "config", "metrics", "store"]),
-    ("server", &["base", "name", "wire", "config", "http", "metrics", "store", "topic"]),
+    ("server", &["base", "name", "bus", "wire", "config", "http", "metrics", "store", "topic"]),
     ("client", &["base", "name", "wire"]),
     (
         "cli",
         &[
-            "base", "name", "wire", "config", "http", "metrics", "store", "topic", "server",
+            "base", "name", "bus", "wire", "config", "http", "metrics", "store", "topic", "server",
             "client",
         ],
     ),
