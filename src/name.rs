@@ -84,6 +84,12 @@ impl Name {
         (!is_dead).then(|| Name(format!("{DEAD}{}", self.0).into()))
     }
 
+    /// The key of a user's presence in this topic: `$presence/`, the topic, `/` and the user.
+    #[must_use]
+    pub fn presence(&self, user: &UserName) -> Name {
+        Name(format!("{PRESENCE}{}/{user}", self.0).into())
+    }
+
     /// The topic whose undelivered events this one has.
     #[must_use]
     pub fn dead_letters_of(&self) -> Option<Name> {
@@ -93,6 +99,8 @@ impl Name {
 
 /// What begins the names of topics for what could not be delivered.
 const DEAD: &str = "$dead/";
+/// What begins the keys of who is present where.
+const PRESENCE: &str = "$presence/";
 
 impl Pattern {
     /// Parses a pattern: a name in which whole segments may be `+` (any one segment) and the last
@@ -219,9 +227,13 @@ impl UserName {
 }
 
 fn check_segments(text: &str) -> Result<(), NameError> {
-    // A topic of any allowed length can have dead letters.
-    let max = NAME_BYTES_MAX + if text.starts_with(DEAD) { DEAD.len() } else { 0 };
-    check_length(text, max)?;
+    // A topic of any allowed length can have dead letters, and users of any allowed name.
+    let extra = match text {
+        _ if text.starts_with(DEAD) => DEAD.len(),
+        _ if text.starts_with(PRESENCE) => PRESENCE.len() + 1 + USER_BYTES_MAX,
+        _ => 0,
+    };
+    check_length(text, NAME_BYTES_MAX + extra)?;
     check_control(text)?;
     let mut at = 0;
     for segment in text.split('/') {

@@ -118,6 +118,15 @@ pub(crate) fn publish_frame(topic: &str, id: Option<u64>) -> Vec<u8> {
     out
 }
 
+/// One change of `key`, as bytes, with as much in it as [`publish_frame`] has.
+pub(crate) fn set_frame(key: &str, id: Option<u64>) -> Vec<u8> {
+    let data = "x".repeat(PAYLOAD_BYTES - 2);
+    let id = id.map_or(String::new(), |id| format!(r#""id":{id},"#));
+    let mut out = Vec::new();
+    push_client_frame(&mut out, &format!(r#"{{"type":"set",{id}"key":"{key}","value":"{data}"}}"#));
+    out
+}
+
 /// Subscribers that read whatever comes, all from one thread, and count it.
 pub(crate) struct Crowd {
     epoll: OwnedFd,
@@ -133,15 +142,35 @@ struct Member {
 impl Crowd {
     /// Connects `count` subscribers of `topic`, which all are subscribed when this returns.
     pub(crate) fn join(relay: SocketAddr, topic: &str, count: usize) -> Self {
+        Self::gather(
+            relay,
+            &format!(r#"{{"type":"subscribe","id":1,"topic":"{topic}"}}"#),
+            1,
+            count,
+        )
+    }
+
+    /// Connects `count` watchers of `key`, which is not there, and which all have been synced when
+    /// this returns.
+    pub(crate) fn watch(relay: SocketAddr, key: &str, count: usize) -> Self {
+        Self::gather(relay, &format!(r#"{{"type":"watch","id":1,"pattern":"{key}"}}"#), 2, count)
+    }
+
+    /// Connects `count` clients that send `request` and get `answers` messages to it.
+    fn gather(relay: SocketAddr, request: &str, answers: u64, count: usize) -> Self {
         let epoll = epoll::create(CreateFlags::CLOEXEC).expect("a descriptor is free");
-        let subscribe = format!(r#"{{"type":"subscribe","id":1,"topic":"{topic}"}}"#);
-        let mut request = Vec::new();
-        push_client_frame(&mut request, &subscribe);
+        let mut frame = Vec::new();
+        push_client_frame(&mut frame, request);
         let member = |index: usize| {
             let mut stream = connect(relay);
-            stream.write_all(&request).expect("the relay reads");
-            let answer = reply(&stream);
-            assert!(answer.contains(r#""type":"subscribed""#), "{answer}");
+            stream.write_all(&frame).expect("the relay reads");
+            let mut counter = FrameCounter::default();
+            while counter.events < answers || 0 < counter.left {
+                let mut chunk = [0; 1_024];
+                let got = stream.read(&mut chunk).expect("the relay answers in time");
+                assert_ne!(got, 0, "the relay closed instead of answering");
+                counter.count(&chunk[..got]);
+            }
             stream.set_nonblocking(true).expect("an open socket takes options");
             epoll::add(&epoll, &stream, EventData::new_u64(index as u64), EventFlags::IN)
                 .expect("the socket is not there yet");

@@ -20,6 +20,11 @@ pub const HISTORY_BYTES_MAX: usize = 1024 * 1024;
 /// Most topics that the `positions` of one pattern subscription may list.
 pub const POSITIONS_MAX: usize = 10_000;
 
+/// Largest `info` of a presence, in bytes of JSON.
+pub const INFO_BYTES_MAX: usize = 1_024;
+/// Longest life of a key that expires: a year.
+pub const TTL_MS_MAX: u64 = 365 * 86_400_000;
+
 /// Events that may be sent and not acknowledged where a subscription does not say.
 pub const ACK_WINDOW_DEFAULT: u64 = 256;
 /// Most events that a subscription may ask to be sent and not acknowledged.

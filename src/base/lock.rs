@@ -35,8 +35,16 @@ pub enum Rank {
     Store = 35,
     /// `topic::topic`: one log.
     Log = 40,
+    /// `server::presence`: who is where.
+    Presence = 42,
+    /// `server::sys`: what the relay last said about itself.
+    Sys = 43,
+    /// `state::space`: one state.
+    State = 45,
     /// `server::outbox`: frames waiting for one connection. Taken to enqueue, never kept.
     Outbox = 50,
+    /// `state::store`: who is subscribed within the process, and how far each has come.
+    Handlers = 51,
     /// `bus::event_bus`: who is subscribed to one bus.
     Bus = 52,
     /// `bus::pool`: whether a pool takes jobs.
@@ -56,7 +64,11 @@ impl Rank {
         Rank::Vault,
         Rank::Store,
         Rank::Log,
+        Rank::Presence,
+        Rank::Sys,
+        Rank::State,
         Rank::Outbox,
+        Rank::Handlers,
         Rank::Bus,
         Rank::Pool,
         Rank::Crew,

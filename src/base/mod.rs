@@ -8,6 +8,7 @@ pub mod backoff;
 pub mod clock;
 #[cfg(test)]
 pub mod docs;
+pub mod interest;
 pub mod lane;
 pub mod lifecycle;
 pub mod limits;

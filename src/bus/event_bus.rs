@@ -41,7 +41,7 @@ pub trait Event: Send + Sync + 'static {
 pub struct SubscriptionId(u64);
 
 impl SubscriptionId {
-    fn next() -> Self {
+    pub(crate) fn next() -> Self {
         static LAST: AtomicU64 = AtomicU64::new(0);
         // Relaxed: only that no two are equal matters.
         Self(LAST.fetch_add(1, Ordering::Relaxed) + 1)

@@ -48,7 +48,7 @@ pub enum BusError {
 /// Runs `work` and returns whether it came to its end without a panic, which goes no further.
 ///
 /// The panic hook has said the message by then; the caller says whose it was.
-fn contained(work: impl FnOnce()) -> bool {
+pub(crate) fn contained(work: impl FnOnce()) -> bool {
     let Err(payload) = catch_unwind(AssertUnwindSafe(work)) else { return true };
     // What was thrown is a value like any other, and its destructor may panic too.
     if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {

@@ -132,7 +132,13 @@ pub(super) struct Shared {
     refused: AtomicU64,
     panicked: AtomicU64,
     dropped: AtomicU64,
+    /// By worker: somebody has rung, and it has not looked yet.
+    rung: Box<[AtomicBool]>,
+    hooks: Ranked<Arc<[Hook]>>,
 }
+
+/// What a worker does when it was rung, given its number. `false` if there is no more use in it.
+type Hook = Arc<dyn Fn(usize) -> bool + Send + Sync>;
 
 /// One entry of a lane.
 pub(super) struct Task {
@@ -218,6 +224,27 @@ impl Pool {
             return Err(BusError::NoWorker { worker, workers });
         }
         self.send(worker, limit, Task { key: None, job: Box::new(job) })
+    }
+
+    /// Has `hook` run by a worker each time that it was [rung](Pool::ring), with its number, until
+    /// it says that there is no more use in it.
+    pub(crate) fn on_ring(&self, hook: impl Fn(usize) -> bool + Send + Sync + 'static) {
+        let hook: Hook = Arc::new(hook);
+        self.shared.replace_hooks(|hooks| hooks.iter().cloned().chain([hook]).collect());
+    }
+
+    /// Has `worker` run the hooks, once for any number of rings since it last began to. Unlike a
+    /// job, a ring cannot be refused: a worker whose lane is full looks after its next job.
+    pub(crate) fn ring(&self, worker: usize) {
+        if self.shared.rung[worker].swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let inlet =
+            self.phase.with(|phase| phase.inlets.as_ref().map(|inlets| inlets[worker].clone()));
+        if let Some(inlet) = inlet {
+            // Wakes a worker that waits. If there is no room it does not.
+            drop(inlet.offer(Task { key: None, job: Box::new(|| ()) }));
+        }
     }
 
     /// How many workers there are.
@@ -364,6 +391,8 @@ impl Shared {
             refused: AtomicU64::new(0),
             panicked: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
+            rung: (0..workers).map(|_| AtomicBool::new(false)).collect(),
+            hooks: Ranked::new(Rank::Pool, Arc::default()),
         }
     }
 
@@ -376,8 +405,39 @@ impl Shared {
                 self.discard(task);
             } else {
                 self.run(worker, task);
+                self.answer(worker);
             }
         }
+    }
+
+    /// Runs the hooks if somebody has rung.
+    fn answer(&self, worker: usize) {
+        // AcqRel pairs with the swap in `ring`: who clears the bell sees what was done before it
+        // was rung or found rung.
+        if !self.rung[worker].swap(false, Ordering::AcqRel) {
+            return;
+        }
+        let hooks = self.hooks.with(|hooks| Arc::clone(hooks));
+        for hook in hooks.iter() {
+            let mut is_of_use = true;
+            if !contained(|| is_of_use = hook(worker)) {
+                self.count_panic();
+            }
+            if !is_of_use {
+                self.replace_hooks(|hooks| {
+                    hooks.iter().filter(|other| !Arc::ptr_eq(other, hook)).cloned().collect()
+                });
+            }
+        }
+    }
+
+    fn replace_hooks(&self, change: impl FnOnce(&[Hook]) -> Arc<[Hook]>) {
+        let old = self.hooks.with(|hooks| {
+            let changed = change(hooks);
+            std::mem::replace(hooks, changed)
+        });
+        // Outside of the lock: what a hook owns has destructors of its own.
+        drop(old);
     }
 
     fn run(&self, worker: usize, task: Task) {

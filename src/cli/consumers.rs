@@ -111,7 +111,7 @@ fn table(output: &mut Output, rows: &[Consumer]) -> Result<(), Failure> {
 }
 
 /// A time in its largest unit that keeps at least two of it.
-fn idle(ms: u64) -> String {
+pub(super) fn idle(ms: u64) -> String {
     let seconds = ms / 1_000;
     match seconds {
         0..120 => format!("{seconds}s"),

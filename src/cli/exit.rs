@@ -23,6 +23,7 @@ pub(super) enum Exit {
     Gap = 8,
     Lost = 9,
     Limit = 10,
+    Conflict = 11,
 }
 
 /// Why a command did not do what it was asked for.
@@ -101,6 +102,8 @@ fn exit_of(error: &ClientError) -> Exit {
         ClientError::Refused(refused) => exit_of_refusal(refused),
         ClientError::TooLarge { .. } => Exit::Limit,
         ClientError::Unanswered { .. } => Exit::TimedOut,
+        ClientError::Conflict { .. } => Exit::Conflict,
+        ClientError::Unknown => Exit::Lost,
         ClientError::Thread { .. } | ClientError::Closed => Exit::Other,
     }
 }
@@ -112,7 +115,8 @@ fn exit_of_refusal(refused: &Refused) -> Exit {
         Some(Code::Unauthorized | Code::Forbidden) => Exit::Denied,
         Some(Code::NotFound) => Exit::NotFound,
         Some(Code::Busy | Code::Unavailable) => Exit::Lost,
-        Some(Code::Conflict | Code::Internal) | None => Exit::Other,
+        Some(Code::Conflict) => Exit::Conflict,
+        Some(Code::Internal) | None => Exit::Other,
     }
 }
 

@@ -15,8 +15,10 @@ mod health;
 mod history;
 mod http;
 mod output;
+mod presence;
 mod publish;
 mod serve;
+mod state;
 #[cfg(feature = "durable")]
 mod store;
 mod subscribe;
@@ -41,6 +43,8 @@ const COMMANDS: &[Entry] = &[
     (history::command, history::run),
     (topics::command, topics::run),
     (consumers::command, consumers::run),
+    (state::command, state::run),
+    (presence::command, presence::run),
     (check::command, check::run),
     (health::command, health::run),
     #[cfg(feature = "durable")]
@@ -55,6 +59,8 @@ Examples:
   make 2>&1 | landline pub build/log --lines
   landline sub 'door/#' --from since:10m -o json
   landline sub jobs --consumer printer >> jobs.log
+  landline state set home/lamp '{\"on\":true}' --ttl 10m
+  landline state watch 'home/#' -o json
 
 Exit codes:
   0   done; for `health`: ready; for `store check`: nothing is damaged
@@ -63,12 +69,13 @@ Exit codes:
   3   the configuration is not valid
   4   cannot connect
   5   refused: not allowed
-  6   there is no such topic
+  6   there is no such topic, or no such key
   7   timed out: --for, --idle or --timeout passed before what was asked for was there
   8   events that were asked for are not stored any more (history, sub --no-follow);
       what is stored has been printed
   9   the relay ended the connection for good, or asks to try again later
   10  rejected by a limit of the relay
+  11  the key has another version than --if-version
   128 and more: ended by that signal";
 
 /// The whole command line.
@@ -116,7 +123,7 @@ fn globals() -> [Arg; 4] {
             .long("quiet")
             .global(true)
             .action(ArgAction::SetTrue)
-            .help("Print no results of `pub`, and no messages but errors and losses"),
+            .help("Print no receipts, and no messages but errors and losses"),
     ]
 }
 

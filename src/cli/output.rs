@@ -10,7 +10,8 @@ use serde_json::value::RawValue;
 
 use crate::{
     cli::exit::Failure,
-    client::{Event, Receipt},
+    client::{Event, Receipt, Stored, Value},
+    name::Name,
 };
 
 /// How results are printed. It does not depend on whether a terminal reads them.
@@ -99,6 +100,66 @@ impl Output {
                 let (epoch, durability) = (epoch.to_string(), durability.as_str());
                 self.object(&Body { topic, seq, epoch, durability, duplicate })
             }
+        }
+    }
+
+    /// What a change of `key` became.
+    pub(super) fn stored(&mut self, key: &str, stored: &Stored) -> Result<(), Failure> {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            key: &'a str,
+            version: u64,
+            epoch: String,
+            durability: &'static str,
+        }
+        let Stored { epoch, version, durability } = *stored;
+        match self.format {
+            Format::Text => self.line(&format!("{key} {version} {epoch}")),
+            Format::Raw => self.line(&format!("{epoch}:{version}")),
+            Format::Json => {
+                let (epoch, durability) = (epoch.to_string(), durability.as_str());
+                self.object(&Body { key, version, epoch, durability })
+            }
+        }
+    }
+
+    pub(super) fn value(&mut self, value: &Value) -> Result<(), Failure> {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            key: &'a str,
+            version: u64,
+            time: u64,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            user: Option<&'a str>,
+            value: &'a RawValue,
+        }
+        let Value { key, version, time, user, data } = value;
+        match self.format {
+            Format::Text => self.line(&format!("{key} {version} {}", one_line(data))),
+            Format::Raw => self.line(&one_line(data)),
+            Format::Json => {
+                let data = one_line(data);
+                let value = serde_json::from_str(&data)
+                    .map_err(|error| Failure::output(io::Error::other(error)))?;
+                let (key, version, time, user) = (key.as_str(), *version, *time, user.as_deref());
+                self.object(&Body { key, version, time, user, value })
+            }
+        }
+    }
+
+    /// That `key` is gone.
+    pub(super) fn deleted(&mut self, key: &Name, version: u64, time: u64) -> Result<(), Failure> {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            key: &'a str,
+            version: u64,
+            time: u64,
+            deleted: bool,
+        }
+        match self.format {
+            Format::Text => self.line(&format!("{key} {version} deleted")),
+            Format::Raw => self.line(""),
+            Format::Json => self.object(&Body { key: key.as_str(), version, time, deleted: true }),
         }
     }
 

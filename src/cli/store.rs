@@ -90,6 +90,7 @@ fn print_info(global: &Global<'_>, info: &Info) -> Result<(), Failure> {
                 ("topics", info.topics.len() as u64),
                 ("consumers", info.consumers),
                 ("idempotency keys", info.keys),
+                ("keys of the state", info.state_keys),
                 ("bytes of events", bytes),
                 ("bytes of the database", info.database_bytes),
                 ("bytes of the journal", info.journal_bytes),

@@ -169,7 +169,7 @@ fn connect(global: &Global<'_>, options: Options) -> Result<Client, Failure> {
     Client::connect(global.server, options).map_err(Failure::from)
 }
 
-fn tell_state(quiet: bool, state: &State) {
+pub(super) fn tell_state(quiet: bool, state: &State) {
     if let State::Waiting { retry_in, reason } = state
         && !quiet
     {

@@ -32,8 +32,8 @@ pub enum ClientError {
     #[error("{0}")]
     Refused(Refused),
 
-    /// The text is not a topic name or pattern.
-    #[error("the topic {text:?} {rule}")]
+    /// The text is not the name of a topic or key, nor a pattern.
+    #[error("the name {text:?} {rule}")]
     Name { text: String, rule: NameError },
 
     /// The request breaks a rule that the client can check itself.
@@ -56,6 +56,20 @@ pub enum ClientError {
     /// publishing again with the same key cannot store it twice.
     #[error("no answer from the relay within {limit:?}")]
     Unanswered { limit: Duration },
+
+    /// The key has another version than the change was made for; nothing has changed.
+    #[error("{key} has version {found}, not {wanted}")]
+    Conflict {
+        key: String,
+        wanted: u64,
+        /// 0 if the key has no value.
+        found: u64,
+    },
+
+    /// The connection was lost before the relay answered, and sending the change again could
+    /// answer for somebody else's: whether it was made is unknown. Reading the key tells.
+    #[error("the connection was lost before the relay answered; the outcome is unknown")]
+    Unknown,
 
     /// The operating system refused a thread.
     #[error("cannot start the client's thread")]

@@ -17,6 +17,7 @@ use crate::{
     wire::{
         position::{Epoch, From, Position},
         request::Acks,
+        state::StatePosition,
     },
 };
 
@@ -67,6 +68,31 @@ pub(super) struct Incoming<'a> {
     pub connection: Option<Text<'a>>,
     pub heartbeat_ms: u64,
     pub max_message_bytes: Option<usize>,
+    #[serde(borrow)]
+    pub key: Option<Text<'a>>,
+    #[serde(borrow)]
+    pub value: Raw<'a>,
+    pub version: Option<u64>,
+    pub deleted: bool,
+    pub reset: bool,
+    #[serde(borrow)]
+    pub values: Vec<StateFields<'a>>,
+    #[serde(borrow)]
+    pub next: Option<Text<'a>>,
+}
+
+/// One key inside a `values` reply.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct StateFields<'a> {
+    #[serde(borrow)]
+    pub key: Text<'a>,
+    pub version: u64,
+    pub time: u64,
+    #[serde(borrow)]
+    pub user: Option<Text<'a>>,
+    #[serde(borrow)]
+    pub value: Raw<'a>,
 }
 
 /// One event inside a history reply.
@@ -169,6 +195,55 @@ pub(super) enum Outgoing<'a> {
         limit: Option<u64>,
     },
     Ping,
+    Set {
+        key: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        if_version: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        ttl_ms: Option<u64>,
+        value: &'a RawValue,
+    },
+    Delete {
+        key: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        if_version: Option<u64>,
+    },
+    Get {
+        key: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        after: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        limit: Option<u64>,
+    },
+    Watch {
+        pattern: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        from: Option<VersionBody>,
+    },
+    Unwatch {
+        pattern: &'a str,
+    },
+    Join {
+        topic: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        info: Option<&'a RawValue>,
+    },
+    Leave {
+        topic: &'a str,
+    },
+}
+
+/// A position in a state as it stands in a request.
+#[derive(Serialize)]
+pub(super) struct VersionBody {
+    epoch: String,
+    version: u64,
+}
+
+impl VersionBody {
+    pub(super) fn of(at: StatePosition) -> Self {
+        VersionBody { epoch: at.epoch.to_string(), version: at.version }
+    }
 }
 
 /// What a `subscribe` says of acknowledgements.

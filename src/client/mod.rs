@@ -58,9 +58,11 @@ mod delivery;
 mod error;
 mod follow;
 mod inbox;
+mod keys;
 mod link;
 mod message;
 mod options;
+mod presence;
 mod publish;
 mod reply;
 mod requests;
@@ -68,6 +70,9 @@ mod session;
 mod start;
 mod subscription;
 mod threads;
+mod value;
+mod watch;
+mod watches;
 
 use std::{
     cell::Cell,
@@ -85,6 +90,8 @@ pub use self::{
     options::{InboxLimits, Options, State, SubscribeOptions},
     publish::{Message, Pending},
     subscription::{Acker, Listener, Subscription},
+    value::{Change, Stored, Value, Values},
+    watch::{Watch, WatchEvent},
 };
 pub use crate::wire::{
     codes::Durability,
@@ -338,7 +345,7 @@ impl Client {
         from: From,
         options: SubscribeOptions,
     ) -> Result<Subscription, ClientError> {
-        let (id, filter, inbox) = self.join(filter, from, options)?;
+        let (id, filter, inbox) = self.begin(filter, from, options)?;
         Ok(Subscription::new(id, filter, self.clone(), inbox))
     }
 
@@ -363,7 +370,7 @@ impl Client {
         options: SubscribeOptions,
         handler: impl FnMut(Delivery) + Send + 'static,
     ) -> Result<Listener, ClientError> {
-        let (id, _, inbox) = self.join(filter, from, options)?;
+        let (id, _, inbox) = self.begin(filter, from, options)?;
         let listener = Listener::new(id, self.clone());
         let shared = Arc::clone(self.shared());
         let body = move || {

@@ -6,8 +6,9 @@ use crate::{
     client::{
         delivery::{Event, History, HistoryLoss, Receipt, ResetReason},
         error::{ClientError, Refused},
-        message::{Incoming, RecoveryFields, Text},
+        message::{Incoming, RecoveryFields, StateFields, Text},
         session::{Answer, refused as refusal},
+        value::{Stored, Value, Values},
     },
     name::Name,
     wire::codes::Durability,
@@ -30,14 +31,51 @@ pub(super) fn refused(message: &Incoming<'_>) -> Refused {
 
 pub(super) fn receipt(message: &Incoming<'_>) -> Answer<Receipt> {
     let Incoming { seq, duplicate, .. } = *message;
-    // A level that this version does not know promises nothing here.
-    let said = message.durability.as_ref().map_or("", Text::as_str);
-    let known = Durability::ALL.iter().find(|level| level.as_str() == said);
-    let durability = known.copied().unwrap_or(Durability::Memory);
+    let durability = durability(message);
     match message.epoch {
         Some(epoch) => Ok(Receipt { epoch: epoch.0, seq, durability, duplicate }),
         None => Err(ClientError::Refused(nonsense("it has no epoch"))),
     }
+}
+
+fn durability(message: &Incoming<'_>) -> Durability {
+    // A level that this version does not know promises nothing here.
+    let said = message.durability.as_ref().map_or("", Text::as_str);
+    let known = Durability::ALL.iter().find(|level| level.as_str() == said);
+    known.copied().unwrap_or(Durability::Memory)
+}
+
+pub(super) fn stored(message: &Incoming<'_>) -> Answer<Stored> {
+    match (message.epoch, message.version) {
+        (Some(epoch), Some(version)) => {
+            Ok(Stored { epoch: epoch.0, version, durability: durability(message) })
+        }
+        _ => Err(ClientError::Refused(nonsense("it has no epoch or no version"))),
+    }
+}
+
+pub(super) fn values(message: &Incoming<'_>) -> Answer<Values> {
+    let (Some(epoch), Some(version)) = (message.epoch, message.version) else {
+        return Err(ClientError::Refused(nonsense("it has no epoch or no version")));
+    };
+    let value = |fields: &StateFields<'_>| {
+        let Ok(key) = Name::parse(fields.key.as_str()) else {
+            return Err(ClientError::Refused(nonsense("a key is not a name")));
+        };
+        Ok(Value {
+            key,
+            version: fields.version,
+            time: fields.time,
+            user: fields.user.as_ref().map(|user| user.as_str().into()),
+            data: fields.value.0.into(),
+        })
+    };
+    Ok(Values {
+        epoch: epoch.0,
+        version,
+        values: message.values.iter().map(value).collect::<Result<_, _>>()?,
+        next: message.next.as_ref().map(|next| next.as_str().to_owned()),
+    })
 }
 
 pub(super) fn history(message: &Incoming<'_>) -> Answer<History> {

@@ -20,6 +20,7 @@ use crate::{
         error::{ClientError, Refused},
         message,
         session::{Answer, Out},
+        value::{Stored, Values},
     },
 };
 
@@ -49,6 +50,12 @@ pub(super) enum Reply {
     Published(Inlet<Answer<Receipt>>),
     History(Inlet<Answer<History>>),
     Pong(Inlet<Answer<u64>>),
+    Stored(Inlet<Answer<Stored>>),
+    /// As `Stored`, for a change that must not be sent twice: the second answer would be about
+    /// what the first one did.
+    StoredOnce(Inlet<Answer<Stored>>),
+    Values(Inlet<Answer<Values>>),
+    Member(Inlet<Answer<()>>),
 }
 
 impl Requests {
@@ -88,16 +95,17 @@ impl Requests {
         Some(request)
     }
 
-    /// The relay has refused a request. A publish that it has no room for now is sent again, with
-    /// the key that it had, if its caller still waits then.
+    /// The relay has refused a request. A publish or a change that it has no room for now is sent
+    /// again, as it was, if its caller still waits then.
     pub(super) fn refuse(&mut self, id: u64, refused: Refused, now: Instant) {
         let Some(request) = self.filed.get_mut(&id) else {
             log::debug!("refused, and nobody waits for it: {refused}");
             return;
         };
         let again = refused.retry_after.filter(|_| refused.is_temporary()).map(|wait| now + wait);
-        let publish = matches!(request.reply, Reply::Published(_));
-        match again.filter(|again| publish && *again < request.expires) {
+        let waits =
+            matches!(request.reply, Reply::Published(_) | Reply::Stored(_) | Reply::StoredOnce(_));
+        match again.filter(|again| waits && *again < request.expires) {
             Some(again) if !request.resting => {
                 request.resting = true;
                 self.retries.insert((again, id));
@@ -108,6 +116,13 @@ impl Requests {
                     reply.fail(ClientError::Refused(refused));
                 }
             }
+        }
+    }
+
+    /// A change was refused because its key has the version `found`. Whoever waits knows the rest.
+    pub(super) fn conflict(&mut self, id: u64, found: u64) {
+        if let Some(reply) = self.answered(id) {
+            reply.fail(ClientError::Conflict { key: String::new(), wanted: 0, found });
         }
     }
 
@@ -128,6 +143,20 @@ impl Requests {
                     ClientError::NotSent { limit }
                 };
                 request.reply.fail(error);
+            }
+        }
+    }
+
+    /// The connection is gone: what must not be sent twice, and may have been heard, is over.
+    pub(super) fn link_down(&mut self) {
+        let doubtful = |request: &Request| {
+            request.sent && !request.resting && matches!(request.reply, Reply::StoredOnce(_))
+        };
+        let lost = self.filed.iter().filter(|(_, request)| doubtful(request));
+        let lost: Vec<u64> = lost.map(|(id, _)| *id).collect();
+        for id in lost {
+            if let Some(reply) = self.answered(id) {
+                reply.fail(ClientError::Unknown);
             }
         }
     }
@@ -195,6 +224,9 @@ impl Reply {
             Reply::Published(reply) => drop(reply.send(Err(error))),
             Reply::History(reply) => drop(reply.send(Err(error))),
             Reply::Pong(reply) => drop(reply.send(Err(error))),
+            Reply::Stored(reply) | Reply::StoredOnce(reply) => drop(reply.send(Err(error))),
+            Reply::Values(reply) => drop(reply.send(Err(error))),
+            Reply::Member(reply) => drop(reply.send(Err(error))),
         }
     }
 }
@@ -258,6 +290,32 @@ mod tests {
         requests.refuse(2, Refused { code: "forbidden".to_owned(), ..busy(1) }, now);
         assert!(matches!(pong.try_recv(), Ok(Err(ClientError::Refused(_)))));
         assert!(matches!(published.try_recv(), Ok(Err(ClientError::Refused(_)))));
+    }
+
+    #[test]
+    fn what_must_not_be_sent_twice_is_unknown_once_its_connection_is_lost() {
+        let now = Clock::default().now();
+        let (mut requests, limit) = (Requests::default(), now + Duration::from_secs(10));
+        let mut file = |id, reply: fn(_) -> Reply| {
+            let (inlet, answer) = lane::open(lane::REPLIES);
+            requests.file(id, reply(inlet), limit, "{}");
+            answer
+        };
+        let (once, again) = (file(1, Reply::StoredOnce), file(2, Reply::Stored));
+        let resting = file(3, Reply::StoredOnce);
+        sent(&mut requests, now);
+        requests.refuse(3, busy(500), now);
+        let (inlet, unsent) = lane::open(lane::REPLIES);
+        requests.file(4, Reply::StoredOnce(inlet), limit, "{}");
+
+        requests.link_down();
+        requests.link_up(usize::MAX);
+
+        assert!(matches!(once.try_recv(), Ok(Err(ClientError::Unknown))));
+        for answer in [again, resting, unsent] {
+            assert!(answer.try_recv().is_err(), "it goes on");
+        }
+        assert_eq!(sent(&mut requests, now).len(), 2, "the third rests");
     }
 
     #[test]

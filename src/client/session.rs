@@ -27,14 +27,15 @@ use crate::{
         error::{ClientError, LinkError, Refused},
         follow::{Follows, Step, SubId},
         inbox::Inbox,
-        message::Incoming,
+        message::{self, Incoming},
         options::State,
         reply,
         requests::{Reply, Requests},
+        watches::{self, Watches},
     },
     name::{Filter, Name},
     wire::{
-        codes::CloseCode,
+        codes::{CloseCode, Code},
         position::{From, Position},
         request::Acks,
     },
@@ -57,6 +58,7 @@ const PATIENCE_LONG: Duration = Duration::from_secs(2);
 /// See the module.
 pub(super) struct Session {
     follows: Follows,
+    pub watches: Watches,
     members: HashMap<SubId, Member>,
     pub requests: Requests,
     /// When the writer is to look again, though nothing new is there.
@@ -127,6 +129,7 @@ impl Session {
     pub(super) fn new() -> Self {
         Self {
             follows: Follows::new(),
+            watches: Watches::default(),
             members: HashMap::new(),
             requests: Requests::default(),
             alarm: None,
@@ -231,6 +234,7 @@ impl Session {
     /// A connection is ready.
     pub(super) fn link_up(&mut self, link: Link) {
         self.follows.link_up(link.message_bytes_max);
+        self.watches.link_up();
         self.requests.link_up(link.message_bytes_max);
         self.link = Some(link);
         self.settle();
@@ -242,6 +246,8 @@ impl Session {
         self.control.clear();
         self.control_bytes = 0;
         self.follows.link_down();
+        self.requests.link_down();
+        self.watches.link_down();
         self.settle();
     }
 
@@ -260,6 +266,7 @@ impl Session {
             }
             member.inbox.end(error.clone());
         }
+        self.watches.end(&error);
         self.push_acks();
         self.control.push_back(Out::Close);
         self.state = State::Ended { error: error.clone() };
@@ -327,7 +334,7 @@ impl Session {
 
     /// Takes one message about subscriptions. `false` if it is about something else.
     pub(super) fn follow(&mut self, message: &Incoming<'_>) -> bool {
-        let taken = self.follows.take(message);
+        let taken = self.follows.take(message) || self.watches.take(message);
         if taken {
             self.settle();
         }
@@ -350,6 +357,11 @@ impl Session {
             }
             (Reply::History(reply), "history") => drop(reply.send(reply::history(message))),
             (Reply::Pong(reply), "pong") => drop(reply.send(Ok(message.time))),
+            (Reply::Stored(reply) | Reply::StoredOnce(reply), "stored" | "deleted") => {
+                drop(reply.send(reply::stored(message)));
+            }
+            (Reply::Values(reply), "values") => drop(reply.send(reply::values(message))),
+            (Reply::Member(reply), "joined" | "left") => drop(reply.send(Ok(()))),
             (reply, kind) => {
                 let what = format!("it answered with {kind}");
                 reply.fail(ClientError::Refused(reply::nonsense(&what)));
@@ -361,7 +373,11 @@ impl Session {
         let refused = reply::refused(message);
         match message.id {
             Some(id) if self.follows.refuse(id, &refused) => self.settle(),
-            Some(id) => self.requests.refuse(id, refused, now),
+            Some(id) if self.watches.refuse(id, &refused) => self.settle(),
+            Some(id) => match message.version.filter(|_| is_conflict(&refused)) {
+                Some(found) => self.requests.conflict(id, found),
+                None => self.requests.refuse(id, refused, now),
+            },
             None => {
                 log::warn!("{refused}");
                 if let Some(topic) = &message.topic {
@@ -435,7 +451,25 @@ impl Session {
                 Step::Reconnect => self.posts.push(Post::Reconnect),
             }
         }
+        for step in self.watches.steps() {
+            match step {
+                watches::Step::Ask(ask, body) => {
+                    let id = self.follows.next_id();
+                    self.watches.asked(id, ask);
+                    sent.push(message::with_id(id, &body));
+                }
+                watches::Step::Reconnect => self.posts.push(Post::Reconnect),
+            }
+        }
         sent.into_iter().for_each(|text| self.push(Out::Text(text.into())));
+    }
+
+    /// Runs `change` on the watches, and sends what comes of it.
+    pub(super) fn watch<R>(&mut self, change: impl FnOnce(&mut Watches) -> R) -> R {
+        let outcome = change(&mut self.watches);
+        self.settle();
+        self.hurry();
+        outcome
     }
 }
 
@@ -455,6 +489,10 @@ pub(super) struct Awaited<T> {
     pub answer: Receiver<Answer<T>>,
     pub deadline: Instant,
     pub limit: Duration,
+}
+
+fn is_conflict(refused: &Refused) -> bool {
+    refused.known_code() == Some(Code::Conflict)
 }
 
 /// Says how a link that ended for good ends the client.

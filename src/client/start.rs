@@ -14,7 +14,7 @@ use crate::{
 
 impl Client {
     /// Adds a subscription and waits until its start is known.
-    pub(super) fn join(
+    pub(super) fn begin(
         &self,
         filter: &str,
         from: From,

@@ -127,6 +127,16 @@ fn check_store(draft: &Draft, problems: &mut Vec<String>) {
             told(draft, "data_dir"),
         ));
     }
+    if draft.is_settled(&["data_dir", "durable_state"])
+        && store.data_dir.is_none()
+        && draft.config.state.durable
+    {
+        problems.push(format!(
+            "{}, {}: a durable state needs a directory; set data_dir",
+            told(draft, "durable_state"),
+            told(draft, "data_dir"),
+        ));
+    }
     let message_bytes = u64::try_from(connections.max_message).unwrap_or(u64::MAX);
     if draft.is_settled(&["max_backlog", "max_message"]) && store.max_backlog < message_bytes {
         problems.push(format!(
@@ -139,10 +149,11 @@ fn check_store(draft: &Draft, problems: &mut Vec<String>) {
 }
 
 fn warn_of_idle_store(draft: &mut Draft) {
-    if draft.config.store.data_dir.is_some() && !draft.config.topics.has_durable() {
+    let Config { store, topics, state, .. } = &draft.config;
+    if store.data_dir.is_some() && !topics.has_durable() && !state.durable {
         let warning = format!(
             "{}: no topic is durable, so nothing is kept there; set durable = true, at the top or \
-             in a [[{TOPICS}]] table",
+             in a [[{TOPICS}]] table, or durable_state = true",
             told(draft, "data_dir"),
         );
         draft.warnings.push(warning);

@@ -34,7 +34,7 @@ pub use found::Origin;
 pub use reference::reference;
 pub use settings::{
     AckSettings, Config, ConnectionSettings, LogLevel, LogSettings, OriginSettings, Policy,
-    StoreSettings, SyncPolicy, TopicRule, TopicSettings,
+    PresenceSettings, StateSettings, StoreSettings, SyncPolicy, TopicRule, TopicSettings,
 };
 
 use crate::base::lock;

@@ -21,6 +21,8 @@ pub struct Config {
     pub topics: TopicSettings,
     pub store: StoreSettings,
     pub acks: AckSettings,
+    pub state: StateSettings,
+    pub presence: PresenceSettings,
 }
 
 /// Where durable topics are kept.
@@ -153,6 +155,29 @@ pub struct Policy {
     pub max_tail: u64,
 }
 
+/// What the shared state may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateSettings {
+    /// Whether it is kept in `data_dir` and survives a restart.
+    pub durable: bool,
+    pub max_keys: usize,
+    /// Bytes of one value.
+    pub max_value: usize,
+    /// Bytes of all keys and values together.
+    pub max_bytes: u64,
+    /// Deletions that are remembered for watchers that come back.
+    pub max_tombstones: usize,
+}
+
+/// How long a user who has gone is still taken for present.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PresenceSettings {
+    /// After the last connection was closed, or has left.
+    pub leave_debounce: Duration,
+    /// After the last connection broke.
+    pub lost_debounce: Duration,
+}
+
 impl TopicSettings {
     /// Whether any topic may be durable.
     #[must_use]
@@ -207,6 +232,27 @@ impl Default for AckSettings {
     }
 }
 
+impl Default for StateSettings {
+    fn default() -> Self {
+        StateSettings {
+            durable: false,
+            max_keys: 100_000,
+            max_value: 64 << 10,
+            max_bytes: 64 << 20,
+            max_tombstones: 10_000,
+        }
+    }
+}
+
+impl Default for PresenceSettings {
+    fn default() -> Self {
+        PresenceSettings {
+            leave_debounce: Duration::from_millis(100),
+            lost_debounce: Duration::from_secs(5),
+        }
+    }
+}
+
 impl Default for TopicSettings {
     fn default() -> Self {
         TopicSettings {
@@ -250,6 +296,8 @@ impl Default for Config {
             topics: TopicSettings::default(),
             store: StoreSettings::default(),
             acks: AckSettings::default(),
+            state: StateSettings::default(),
+            presence: PresenceSettings::default(),
         }
     }
 }

@@ -305,6 +305,33 @@ pub(super) static KEYS: &[Key] = keys! {
     "max_consumers" "max-consumers" Reload
     Kind::Count(Number::Word(slot!(acks.max_consumers)), 1..=1_000_000),
     "Consumers at once, of all topics together.";
+
+    "durable_state" "durable-state" Restart Kind::Switch(slot!(state.durable)),
+    "Whether the shared state is kept in `data_dir` and survives a restart.";
+
+    "max_keys" "max-keys" Reload
+    Kind::Count(Number::Word(slot!(state.max_keys)), 1..=10_000_000),
+    "Keys of the shared state.";
+
+    "max_value" "max-value" Reload
+    Kind::Size(Number::Word(slot!(state.max_value)), 16..=MIB),
+    "The largest value of a key.";
+
+    "max_state" "max-state" Reload
+    Kind::Size(Number::Wide(slot!(state.max_bytes)), KIB..=TIB),
+    "All keys and values of the shared state together.";
+
+    "max_tombstones" "max-tombstones" Reload
+    Kind::Count(Number::Word(slot!(state.max_tombstones)), 1..=10_000_000),
+    "Deletions that are remembered; a watcher that comes back after more gets everything anew.";
+
+    "leave_debounce" "leave-debounce" Reload
+    Kind::Duration(slot!(presence.leave_debounce), millis(1)..=minutes(10)),
+    "How long a user whose last connection was closed is still taken for present.";
+
+    "lost_debounce" "lost-debounce" Reload
+    Kind::Duration(slot!(presence.lost_debounce), millis(1)..=minutes(10)),
+    "How long a user whose last connection broke is still taken for present.";
 };
 
 const LISTENERS: Items = Items { name: "HOST:PORT", check: address::check_listen, count_min: 1 };

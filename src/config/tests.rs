@@ -521,6 +521,10 @@ fn a_durable_topic_needs_a_directory_and_a_directory_a_durable_topic() {
         assert!(found[0].ends_with(needs), "{found:?}");
         assert!(file(&format!("data_dir = \"d\"\n{text}")).warnings.is_empty());
     }
+    let found = problems("durable_state = true\n");
+    assert!(found[0].ends_with("a durable state needs a directory; set data_dir"), "{found:?}");
+    let state = file("data_dir = \"d\"\ndurable_state = true\n");
+    assert!(state.config.state.durable && state.warnings.is_empty(), "{:?}", state.warnings);
     assert!(file("data_dir = \"d\"\n").warnings[0].contains("no topic is durable"));
     let text = "data_dir = \"d\"\n[[topics]]\npattern = \"a\"\ndurable = true\nsync = \"os\"\n";
     let topics = file(text).config.topics;

@@ -20,6 +20,7 @@
 
 pub mod authority;
 pub mod body;
+pub mod condition;
 pub mod error;
 pub mod field;
 pub mod head;

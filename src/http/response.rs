@@ -224,6 +224,8 @@ fn write_problem(
         field: Option<&'static str>,
         #[serde(skip_serializing_if = "Option::is_none")]
         retry_after_ms: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        version: Option<u64>,
     }
     let body = Body {
         r#type: "about:blank",
@@ -233,6 +235,7 @@ fn write_problem(
         code: refusal.code.as_str(),
         field: refusal.field,
         retry_after_ms: refusal.retry_after_ms,
+        version: refusal.version,
     };
     if let Some(ms) = refusal.retry_after_ms {
         // Rounded up: who comes back a moment early is refused again.

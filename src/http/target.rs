@@ -25,6 +25,12 @@ pub enum Route {
     Events {
         topic: String,
     },
+    /// `/v1/state`
+    Values,
+    /// `/v1/state/{key}`. The key is decoded, and not yet checked.
+    Value {
+        key: String,
+    },
     /// `/healthz`
     Healthz,
     /// `/readyz`
@@ -70,6 +76,8 @@ impl Route {
             ["metrics"] => Route::Metrics,
             ["v1", "topics"] => Route::Topics,
             ["v1", "consumers"] => Route::Consumers,
+            ["v1", "state"] => Route::Values,
+            ["v1", "state", key @ ..] => Route::Value { key: key.join("/") },
             ["v1", "topics", topic @ .., "events"] if !topic.is_empty() => {
                 Route::Events { topic: topic.join("/") }
             }
@@ -84,10 +92,14 @@ impl Route {
             Route::Index
             | Route::Topics
             | Route::Consumers
+            | Route::Values
             | Route::Healthz
             | Route::Readyz
             | Route::Metrics => &[Method::Get, Method::Head, Method::Options],
             Route::Events { .. } => &[Method::Get, Method::Head, Method::Post, Method::Options],
+            Route::Value { .. } => {
+                &[Method::Get, Method::Head, Method::Put, Method::Delete, Method::Options]
+            }
             Route::WebSocket => &[Method::Get],
             Route::Unknown => &[],
         }
@@ -140,6 +152,17 @@ impl Query {
             Some(_) => Err(Refusal::field(key, format!("{key} is there more than once"))),
             None => Ok(value.map(String::as_str)),
         }
+    }
+
+    /// The number that `key` has.
+    ///
+    /// # Errors
+    ///
+    /// It is not an unsigned integer, or is there more than once.
+    pub fn number(&self, key: &'static str) -> Result<Option<u64>, Refusal> {
+        let Some(text) = self.value(key)? else { return Ok(None) };
+        let wrong = || format!("{key} is {}, which is not an unsigned integer", shown(text));
+        number(text).map(Some).ok_or_else(|| Refusal::field(key, wrong()))
     }
 
     /// Where a history starts, if the query says so.
@@ -213,7 +236,7 @@ pub fn parse_position(field: &'static str, text: &str) -> Result<Position, Refus
 }
 
 /// An unsigned integer in decimal digits and nothing else; `u64::from_str` would take a `+`.
-fn number(text: &str) -> Option<u64> {
+pub(super) fn number(text: &str) -> Option<u64> {
     if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().ok() } else { None }
 }
 
@@ -274,6 +297,10 @@ mod tests {
         Route::Events { topic: topic.to_owned() }
     }
 
+    fn value(key: &str) -> Route {
+        Route::Value { key: key.to_owned() }
+    }
+
     fn query(text: &str) -> Query {
         Query::parse(Some(text)).unwrap()
     }
@@ -301,8 +328,16 @@ mod tests {
             ("/v1/topics/Küche/events", events("Küche")),
             ("/v1/topics/%24sys/100%25/events", events("$sys/100%")),
             ("/v1/topics/a%00b/events", events("a\0b")),
-            // What is wrong with these topics, the rules for names say.
+            ("/v1/state", Route::Values),
+            ("/v1/state/a", value("a")),
+            ("/v1/state/home/lamp", value("home/lamp")),
+            ("/v1/state/home%2Flamp", value("home/lamp")),
+            ("/v1/state/%24presence/hall/anna", value("$presence/hall/anna")),
+            ("/v1/state/a+b%20c", value("a+b c")),
+            // What is wrong with these names, the rules for names say.
             ("/v1/topics//events", events("")),
+            ("/v1/state/", value("")),
+            ("/v1/state/a/", value("a/")),
             ("/v1/topics/a//b/events", events("a//b")),
             ("/v1/topics/home%2Fevents", Route::Unknown),
             ("/v1/topics/events", Route::Unknown),
@@ -346,6 +381,10 @@ mod tests {
         assert_eq!(error, HttpError::Method { allowed: events("a").methods() });
         assert!(events("a").admit(Method::Post).is_ok());
         assert!(Route::Topics.admit(Method::Post).is_err());
+        assert!(value("a").admit(Method::Put).is_ok() && value("a").admit(Method::Delete).is_ok());
+        assert!(
+            value("a").admit(Method::Post).is_err() && Route::Values.admit(Method::Put).is_err()
+        );
         assert!(Route::WebSocket.admit(Method::Head).is_err());
         assert_eq!(Route::Unknown.admit(Method::Get).unwrap_err().status(), 404);
     }

@@ -40,6 +40,29 @@ impl Counter {
     }
 }
 
+/// A number that only grows, and that somebody else counts.
+#[derive(Debug, Default)]
+pub struct Total(AtomicU64);
+
+impl Total {
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    #[must_use]
+    pub fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Sample for Total {
+    const KIND: &'static str = "counter";
+
+    fn each(&self, show: &mut dyn FnMut(Option<(&'static str, &'static str)>, u64)) {
+        show(None, self.value());
+    }
+}
+
 /// A number that goes up and down.
 #[derive(Debug, Default)]
 pub struct Gauge(AtomicU64);

@@ -79,6 +79,18 @@ label!(
 );
 
 label!(
+    /// How a connection left a topic that it had joined.
+    Departure, "reason", {
+        /// The client asked for it, or became another user.
+        Left = "left",
+        /// The connection was closed, by either side and in order.
+        Closed = "closed",
+        /// The connection broke, or fell silent.
+        Lost = "lost",
+    }
+);
+
+label!(
     /// How an HTTP request was answered.
     HttpOutcome, "class", {
         Success = "2xx", Redirect = "3xx", ClientError = "4xx", ServerError = "5xx",

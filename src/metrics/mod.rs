@@ -13,7 +13,7 @@
 pub mod kinds;
 pub mod labels;
 
-use kinds::{Counter, CounterBy, Gauge, Sample};
+use kinds::{Counter, CounterBy, Gauge, Sample, Total};
 use labels::{Closed, HttpOutcome, Refused, Transport};
 
 use crate::wire::codes::{Code, GapReason};
@@ -150,6 +150,34 @@ metrics! {
         "Pages of history that could not be read.";
     pages_depth: Gauge = "landline_store_pages_depth", "Pages of history that are asked for.";
     pages_limit: Gauge = "landline_store_pages_limit", "Pages of history that may be asked for.";
+    state_keys: Gauge = "landline_state_keys", "Keys of the shared state now.";
+    state_keys_limit: Gauge = "landline_state_keys_limit", "Keys that the shared state may have.";
+    state_bytes: Gauge = "landline_state_bytes", "Bytes of all keys and values.";
+    state_bytes_limit: Gauge = "landline_state_bytes_limit",
+        "Bytes that all keys and values may take.";
+    state_tombstones: Gauge = "landline_state_tombstones", "Deletions that are remembered.";
+    state_changes: Counter = "landline_state_changes_total", "Keys set or deleted by clients.";
+    state_expired: Counter = "landline_state_expired_total",
+        "Keys deleted because their time came.";
+    watches: Gauge = "landline_state_watches", "Watches now.";
+    state_sent: Counter = "landline_state_sent_total",
+        "Values and deletions handed to the kernel, once per watcher.";
+    watch_resets: Counter = "landline_state_watch_resets_total",
+        "Watches that got a whole snapshot because what they had was too old.";
+    bus_depth: Gauge = "landline_bus_depth", "Jobs waiting for the workers of the event bus.";
+    bus_limit: Gauge = "landline_bus_depth_limit",
+        "Jobs that may wait for the workers of the event bus.";
+    bus_refused: Total = "landline_bus_refused_total",
+        "Jobs and events that the event bus did not take because its workers were behind.";
+    bus_panicked: Total = "landline_bus_panicked_total",
+        "Panics of handlers within the process, which were contained.";
+    presence_members: Gauge = "landline_presence_members",
+        "Users who are present now, each topic counted.";
+    presence_joins: Counter = "landline_presence_joins_total", "Connections that joined a topic.";
+    presence_leaves: CounterBy<labels::Departure> = "landline_presence_leaves_total",
+        "Connections that left a topic.";
+    presence_returns: Counter = "landline_presence_returns_total",
+        "Users who came back before they were taken for gone.";
     reloads_failed: Counter = "landline_config_reloads_failed_total",
         "Reloads that kept the old configuration.";
     reload_ok: Gauge = "landline_config_last_reload_successful",

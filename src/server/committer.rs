@@ -15,6 +15,7 @@
 //! it waits for the disk.
 
 mod recovery;
+mod state;
 
 use std::{
     collections::HashMap,
@@ -57,6 +58,8 @@ struct Committer<'a> {
     written: HashMap<TopicId, Arc<Topic>>,
     sync_at: Option<Instant>,
     forgotten: Vec<TopicId>,
+    /// The shared state has something, or may have.
+    state_is_ready: bool,
     /// Who waits until what came before is stored.
     barriers: Vec<Inlet<()>>,
     sweep_at: Instant,
@@ -88,20 +91,22 @@ pub(crate) fn run(shared: &Arc<Shared>, inbox: &Receiver<Job>, store: Box<dyn St
         written: HashMap::new(),
         sync_at: None,
         forgotten: Vec::new(),
+        // What was restored may be more than it may keep.
+        state_is_ready: shared.state.shared.is_durable(),
         barriers: Vec::new(),
         sweep_at: shared.clock.now(),
         failed: None,
         stopping: false,
         tried_last: false,
     };
-    while !committer.stopping || !committer.ready.is_empty() {
+    while !committer.stopping || committer.is_busy() {
         committer.listen();
         if committer.failed.is_some() {
             committer.stand_by();
         } else {
             committer.round();
         }
-        if committer.ready.is_empty() {
+        if !committer.is_busy() {
             // Who has given up waiting does not hear it.
             committer.barriers.drain(..).for_each(|barrier| drop(barrier.offer(())));
         }
@@ -110,9 +115,14 @@ pub(crate) fn run(shared: &Arc<Shared>, inbox: &Receiver<Job>, store: Box<dyn St
 }
 
 impl Committer<'_> {
+    /// Whether something is there that somebody waits for.
+    fn is_busy(&self) -> bool {
+        !self.ready.is_empty() || self.state_is_ready
+    }
+
     /// Takes what is in the lane; waits for the first if there is nothing else to do.
     fn listen(&mut self) {
-        if self.ready.is_empty() && !self.stopping {
+        if !self.is_busy() && !self.stopping {
             let wait = self.next_at().saturating_duration_since(self.shared.clock.now());
             match self.inbox.recv_timeout(wait) {
                 Ok(job) => self.obey(job),
@@ -145,9 +155,13 @@ impl Committer<'_> {
                 self.lazy.push(topic);
                 self.lazy_at.get_or_insert(self.shared.clock.now() + LAZY);
             }
+            Job::State => self.state_is_ready = true,
             Job::Forget(id) => self.forgotten.push(id),
             Job::Retain => self.sweep_at = self.shared.clock.now(),
-            Job::Barrier(reply) => self.barriers.push(reply),
+            Job::Barrier(reply) => {
+                self.barriers.push(reply);
+                self.state_is_ready = true;
+            }
             Job::Stop => self.stopping = true,
         }
     }
@@ -165,6 +179,7 @@ impl Committer<'_> {
         }
         // Before looking: what comes after this comes with a job of its own.
         topics.iter().for_each(|topic| topic.committer_looks());
+        must |= self.look_at_state();
         let sweeps = self.sweep_at <= now;
         let must_sync = is_due(self.sync_at) || WRITTEN_BYTES_MAX < self.store.written_bytes();
         must |= sweeps || must_sync;
@@ -177,6 +192,7 @@ impl Committer<'_> {
 
     fn commit(&mut self, topics: Vec<Arc<Topic>>, sweeps: bool) {
         let (mut batch, taken) = self.gather(topics);
+        let state = self.take_state(&mut batch);
         if sweeps {
             self.sweep_at = self.shared.clock.now() + SWEEP;
             batch.keeps = self.keep_all();
@@ -200,6 +216,7 @@ impl Committer<'_> {
                 let ids = taken.iter().filter_map(|(topic, _)| Some((topic.id()?, topic.clone())));
                 let ids: HashMap<TopicId, Arc<Topic>> = ids.collect();
                 self.confirm_all(taken, true);
+                self.confirm_state(state);
                 self.trim(&committed, ids, sweeps);
                 if sweeps {
                     self.shared.metrics.store_file_bytes.set(self.store.file_bytes());
@@ -207,7 +224,7 @@ impl Committer<'_> {
             }
             Err(error) => {
                 self.forgotten.append(&mut batch.forgotten);
-                self.fail(&error, taken);
+                self.fail(&error, taken, state);
             }
         }
     }
@@ -290,7 +307,7 @@ impl Committer<'_> {
                 self.written.extend(named);
                 self.confirm_all(taken, false);
             }
-            Err(error) => self.fail(&error, taken),
+            Err(error) => self.fail(&error, taken, None),
         }
     }
 

@@ -21,11 +21,14 @@ use crate::{
         relay::Shared,
         writer::{Command, WriterHandle},
     },
+    state::{Settle, Unsaved},
     topic::{Confirm, Unstored},
     wire::{
+        self,
         codes::CloseCode,
         frame,
         reply::{self, Receipt},
+        state::Stored,
     },
 };
 
@@ -283,6 +286,28 @@ impl Confirm for Publisher {
     }
 
     fn confirmed(&self) {
+        self.connection.flush();
+    }
+}
+
+impl Settle for Publisher {
+    fn settle(&self, request: Option<u64>, outcome: &Result<Stored, Unsaved>) {
+        let bytes = if request.is_some() { PUBLISHED_BYTES } else { 0 };
+        let outbox = &self.connection.outbox;
+        match (outcome, request) {
+            (Ok(stored), Some(id)) => {
+                outbox.keep_promise(bytes, |out| wire::state::stored(out, id, stored));
+            }
+            (Ok(_), None) => {}
+            (Err(Unsaved), _) => {
+                let refusal = self.shared.vault.unstored();
+                self.shared.metrics.requests_refused.add(refusal.code, 1);
+                outbox.keep_promise(bytes, |out| reply::error(out, request, None, &refusal));
+            }
+        }
+    }
+
+    fn settled(&self) {
         self.connection.flush();
     }
 }

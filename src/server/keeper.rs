@@ -1,4 +1,4 @@
-//! The thread that keeps deadlines: heartbeats, slow heads, goodbyes, retention.
+//! The thread that keeps deadlines: heartbeats, slow heads, goodbyes, retention, presence.
 //!
 //! # Threads
 //!
@@ -6,7 +6,7 @@
 //!
 //! # Locks
 //!
-//! An outbox, to add a ping; the registry and logs, to sweep.
+//! An outbox, to add a ping; the registry and logs, to sweep; presence, to let users go; the state.
 
 use std::{
     sync::{Arc, Weak},
@@ -60,7 +60,9 @@ pub(crate) fn run(shared: &Arc<Shared>, inbox: &Receiver<Watch>) {
         while let Some(connection) = deadlines.pop_due(now_ms) {
             look_at(shared, &connection, Now { now_ms, resumed_ms }, &mut deadlines);
         }
-        let next_ms = deadlines.next_ms().unwrap_or(u64::MAX).min(sweep_ms);
+        let expiry_ms = shared.expire_keys().min(shared.expire_presence());
+        let expiry_ms = expiry_ms.min(shared.keep_sys());
+        let next_ms = deadlines.next_ms().unwrap_or(u64::MAX).min(sweep_ms).min(expiry_ms);
         let wait = Duration::from_millis(next_ms.saturating_sub(shared.clock.uptime_ms()));
         match inbox.recv_timeout(wait) {
             Ok(Watch { connection, at_ms }) => deadlines.push(at_ms, connection),

@@ -27,6 +27,7 @@ use crate::{
     name::UserName,
     server::{
         connection::{Connection, Phase, connection_name},
+        happening::RelayEvent,
         line::{Line, finally},
         relay::Shared,
         routes::{self, Answer},
@@ -184,6 +185,11 @@ fn read_more(line: &mut Line, input: &mut Vec<u8>) -> usize {
 
 fn become_websocket(line: &mut Line, upgrade: &Upgrade) {
     line.shared.metrics.upgraded.add(1);
+    let (connection, peer) = (line.connection.id, line.connection.peer);
+    line.shared.happened(|| RelayEvent::ConnectionOpened {
+        connection: connection_name(connection),
+        peer,
+    });
     line.reply(|out| {
         crate::http::response::switching_protocols(out, &upgrade.accept_key, upgrade.protocol);
     });
@@ -209,6 +215,7 @@ fn end(line: &mut Line) {
 /// Says how a WebSocket connection ended: what an operator must know at info, the rest at debug.
 fn farewell(shared: &Shared, connection: &Connection, user: Option<&UserName>, reason: Closed) {
     shared.metrics.disconnects.add(reason, 1);
+    shared.connection_ended(connection_name(connection.id), user, reason);
     let now_ms = shared.clock.uptime_ms();
     let expected = matches!(reason, Closed::Client | Closed::Shutdown);
     let level = if expected { log::Level::Debug } else { log::Level::Info };

@@ -10,10 +10,19 @@
 //!
 //! The settings, for one copy of a reference.
 
+mod opening;
 mod stages;
 
-use self::stages::{DRAIN_ON_DROP, LAST_MOMENT, Threads, bind_all, end_writers, start_writers};
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use self::opening::{fit_connections, note_limits, open_spaces, open_store, start_pool};
+use self::stages::{
+    Common, DRAIN_ON_DROP, LAST_MOMENT, Threads, bind_all, end_writers, start_writers,
+};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use crate::{
     base::{
@@ -25,6 +34,7 @@ use crate::{
         random,
         sync::atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    bus::{EventBus, Pool},
     config::{Config, ConnectionSettings},
     metrics::{
         Metrics,
@@ -32,14 +42,19 @@ use crate::{
     },
     server::{
         connection::{Bye, Connection},
+        happening::RelayEvent,
         keeper::Watch,
         logging::Limiter,
         pager::PagerHandle,
+        presence::Members,
         roster::Roster,
+        state::{self, Spaces},
+        sys::Sys,
         system,
         vault::{Job, Vault},
         writer::{Command, WriterHandle},
     },
+    state::StateStore,
     store::{
         Loaded, Store, StoreError,
         disk::{Directory, Disk},
@@ -57,6 +72,11 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) registry: Registry,
     pub(crate) roster: Arc<Roster>,
+    pub(crate) state: Spaces,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) events: EventBus<RelayEvent>,
+    pub(crate) members: Members,
+    pub(crate) sys: Sys,
     pub(crate) vault: Vault,
     pub(crate) pager: PagerHandle,
     pub(crate) writers: Box<[WriterHandle]>,
@@ -96,6 +116,21 @@ impl Shared {
     pub(crate) fn watch(&self, connection: &Arc<Connection>, at_ms: u64) {
         // A closed lane means that the relay has stopped; its deadlines do not matter any more.
         drop(self.keeper.send(Watch { connection: Arc::downgrade(connection), at_ms }));
+    }
+
+    /// Has the keeper look around at `at_ms` of uptime.
+    ///
+    /// # Blocking
+    ///
+    /// While the keeper's lane is full.
+    pub(crate) fn wake_keeper(&self, at_ms: u64) {
+        drop(self.keeper.send(Watch { connection: Weak::new(), at_ms }));
+    }
+
+    /// Has the keeper look around soon, for threads that must not wait for it. If its lane is full
+    /// it is about to.
+    pub(crate) fn nudge_keeper(&self) {
+        drop(self.keeper.offer(Watch { connection: Weak::new(), at_ms: 0 }));
     }
 
     pub(crate) fn keeper_may_end(&self) -> bool {
@@ -159,12 +194,21 @@ impl Shared {
         let consumers = self.registry.consumer_count().load(Ordering::Relaxed);
         self.metrics.consumers.set(consumers);
         self.metrics.backlog_bytes.set(self.vault.backlog_bytes());
+        let size = self.state.shared.look(|map| (map.len(), map.bytes(), map.tombstones()));
+        self.metrics.state_keys.set(size.0 as u64);
+        self.metrics.state_bytes.set(size.1);
+        self.metrics.state_tombstones.set(size.2 as u64);
+        let stats = self.pool.stats();
+        self.metrics.bus_depth.set(stats.depth as u64);
+        self.metrics.bus_limit.set(stats.limit as u64);
+        self.metrics.bus_refused.set(stats.refused);
+        self.metrics.bus_panicked.set(stats.panicked);
         self.metrics.pages_depth.set(self.pager.depth() as u64);
         self.metrics.threads_panicked.set(self.panics.load(Ordering::Relaxed));
         let config = self.config().1;
         let commits = usize::from(config.store.data_dir.is_some());
-        // Writers, acceptors, the keeper, the pager.
-        let fixed = self.writers.len() + config.listen.len() + 2 + commits;
+        // Writers, acceptors, workers of the bus, the keeper, the pager.
+        let fixed = self.writers.len() + config.listen.len() + self.pool.workers() + 2 + commits;
         self.metrics.threads.set((self.crew.running() + fixed) as u64);
     }
 }
@@ -186,6 +230,7 @@ const STOPPING: &str = "the relay is stopping";
 /// ```
 pub struct Server {
     shared: Arc<Shared>,
+    state: StateStore,
     addresses: Vec<SocketAddr>,
     /// `None` once it has stopped.
     threads: Option<Threads>,
@@ -246,11 +291,9 @@ impl Server {
         system::raise_descriptor_limit();
         let clock = Clock::default();
         let metrics = Arc::new(Metrics::default());
-        let stop = Stop::default();
-        let panics = Panics::default();
+        let (stop, panics) = (Stop::default(), Panics::default());
         let connections_max = fit_connections(config.connections.max_connections as u64);
         metrics.connections_limit.set(connections_max);
-        metrics.reload_ok.set(1);
         let bound = bind_all(&config.listen)?;
 
         let mut writers = Group::new(stop.clone(), Arc::clone(&panics));
@@ -259,23 +302,35 @@ impl Server {
         let roster = Arc::new(Roster::new(Arc::clone(&metrics)));
         let (errands, errands_outlet) = lane::open(lane::PAGES);
         let pager = PagerHandle::new(errands);
-        let common = (&config, &clock, &metrics, &keeper_inlet, &roster, &pager);
-        if let Err(error) = start_writers(&mut writers, &mut handles, common) {
+        let pool = start_pool(&stop, &panics)?;
+        let (store, mut loaded) = store.unzip();
+        let spaces = open_spaces(&config, &clock, loaded.as_mut());
+        let common = Common {
+            config: &config,
+            clock: &clock,
+            metrics: &metrics,
+            keeper: &keeper_inlet,
+            roster: &roster,
+            pager: &pager,
+            spaces: &spaces,
+        };
+        if let Err(error) = start_writers(&mut writers, &mut handles, &common) {
             end_writers(&handles, writers, clock.now() + LAST_MOMENT);
             return Err(error);
         }
-        let limit = lane::COMMANDS.capacity * config.writers;
-        metrics.commands_limit.set(limit as u64);
-        metrics.pages_limit.set(lane::PAGES.capacity as u64);
-        metrics.consumers_limit.set(config.acks.max_consumers as u64);
-        let topics = config.topics.clone();
+        note_limits(&metrics, &config);
         let (jobs, jobs_outlet) = lane::open(lane::COMMITS);
-        let loaded = store.as_ref().map(|(_, loaded)| loaded);
-        let (writers_count, measures) = (config.writers, Arc::clone(&metrics));
-        let registry = Registry::new(topics, writers_count, clock.clone(), measures, loaded);
+        let (topics, measures) = (config.topics.clone(), Arc::clone(&metrics));
+        let loaded = loaded.as_ref();
+        let registry = Registry::new(topics, config.writers, clock.clone(), measures, loaded);
         let vault = Vault::new(jobs, &config.store, clock.clone(), Arc::clone(&metrics));
         let shared = Arc::new(Shared {
             registry,
+            state: spaces,
+            events: EventBus::new(Arc::clone(&pool)),
+            pool,
+            members: Members::default(),
+            sys: Sys::default(),
             vault,
             pager,
             roster,
@@ -295,19 +350,14 @@ impl Server {
             clock,
             metrics,
         });
-        let mut threads = Threads {
-            listeners: Vec::new(),
-            acceptors: Group::new(stop.clone(), Arc::clone(&panics)),
-            keeper: Group::new(stop.clone(), Arc::clone(&panics)),
-            committer: Group::new(stop.clone(), Arc::clone(&panics)),
-            pager: Group::new(stop, panics),
-            writers,
-        };
-        let store = store.map(|(store, _)| (store, jobs_outlet));
+        let state = state::store_of(&shared);
+        let mut threads = Threads::new(&stop, &panics, writers);
+        let store = store.map(|store| (store, jobs_outlet));
+        shared.metrics.reload_ok.set(1);
         let stored = threads.serve_store(&shared, store, errands_outlet);
         let served = stored.and_then(|()| threads.serve(&shared, bound, keeper_outlet));
         // From here on, dropping it is what stops it.
-        let mut server = Server { shared, addresses: Vec::new(), threads: Some(threads) };
+        let mut server = Server { shared, state, addresses: Vec::new(), threads: Some(threads) };
         server.addresses = served?;
         Ok(server)
     }
@@ -335,6 +385,34 @@ impl Server {
         &self.shared.metrics
     }
 
+    /// What happens in the relay, for handlers within the process. They run on threads of their own
+    /// and hold up nothing but one another; one that is too slow misses events, which is counted.
+    ///
+    /// ```
+    /// use landline::{config::Config, server::{RelayEvent, Server}};
+    ///
+    /// let config = Config { listen: vec!["127.0.0.1:0".into()], ..Config::default() };
+    /// let server = Server::start(config)?;
+    /// let id = server.events().subscribe(None, |event| {
+    ///     if let RelayEvent::TopicCreated { topic } = event {
+    ///         println!("{topic} is new");
+    ///     }
+    /// });
+    /// assert!(server.events().unsubscribe(id));
+    /// # drop(server.stop());
+    /// # Ok::<(), landline::server::StartError>(())
+    /// ```
+    #[must_use]
+    pub fn events(&self) -> &EventBus<RelayEvent> {
+        &self.shared.events
+    }
+
+    /// The shared state of the relay, for the program that it lives in.
+    #[must_use]
+    pub fn state(&self) -> &StateStore {
+        &self.state
+    }
+
     /// Puts `config` into force as far as it can change while the relay runs: everything but the
     /// listeners, the number of writers and of connections.
     ///
@@ -343,9 +421,10 @@ impl Server {
     /// While a writer's lane is full.
     pub fn reload(&self, config: Config) {
         self.shared.registry.apply(config.topics.clone());
+        self.shared.state.apply(&config.state);
         let settings = (config.connections, config.acks);
         self.shared.vault.apply(&config.store);
-        self.shared.metrics.consumers_limit.set(config.acks.max_consumers as u64);
+        note_limits(&self.shared.metrics, &config);
         self.shared.vault.send(Job::Retain);
         self.shared.config.with(|current| {
             *current = Arc::new(config);
@@ -387,78 +466,6 @@ impl Drop for Server {
         if !late.is_empty() {
             log::warn!("threads did not end in time names=\"{}\"", late.join(", "));
         }
-    }
-}
-
-/// Opens the store, and says what was found that should not be.
-#[cfg(feature = "durable")]
-fn open_store(
-    config: &Config,
-    disk: Arc<dyn Disk>,
-) -> Result<(Box<dyn Store>, Loaded), StartError> {
-    use crate::store::{Database, StoreSettings};
-
-    let settings = StoreSettings { cache_bytes: config.store.cache };
-    let (mut database, mut loaded) = Database::open(disk, settings).map_err(StartError::Store)?;
-    if loaded.has_lost_power {
-        renew_epochs(config, &mut database, &mut loaded).map_err(StartError::Store)?;
-    }
-    database.begin_run().map_err(StartError::Store)?;
-    loaded.warnings.iter().for_each(|warning| log::error!("{warning}"));
-    Ok((Box::new(database), loaded))
-}
-
-/// Begins a new epoch for each topic whose newest events may have been lost with the power: their
-/// sequences will be given out again, for other events.
-#[cfg(feature = "durable")]
-fn renew_epochs(
-    config: &Config,
-    database: &mut crate::store::Database,
-    loaded: &mut Loaded,
-) -> Result<(), StoreError> {
-    use crate::{
-        config::SyncPolicy,
-        store::{Batch, NewTopic},
-        wire::position::Epoch,
-    };
-
-    let mut batch = Batch::default();
-    for topic in &mut loaded.topics {
-        if config.topics.policy(&topic.name).sync != SyncPolicy::Always {
-            topic.epoch = Epoch::random();
-            let (name, epoch, tail) = (topic.name.clone(), topic.epoch, topic.tail);
-            batch.topics.push(NewTopic { id: topic.id, name, epoch, tail });
-        }
-    }
-    if !batch.topics.is_empty() {
-        database.commit(&batch)?;
-        loaded.warnings.push(format!(
-            "the machine stopped under the relay; {} topics whose events are not always on disk \
-             begin a new epoch",
-            batch.topics.len()
-        ));
-    }
-    Ok(())
-}
-
-/// There is none in this build.
-#[cfg(not(feature = "durable"))]
-fn open_store(_: &Config, _: Arc<dyn Disk>) -> Result<(Box<dyn Store>, Loaded), StartError> {
-    Err(StartError::Store(StoreError::NotBuilt))
-}
-
-/// Fits the limit of connections to what the operating system allows, with a warning.
-fn fit_connections(wanted: u64) -> u64 {
-    match system::tightest_bound() {
-        Some(bound) if bound.connections < wanted => {
-            log::warn!(
-                "max_connections is lowered from {wanted} to {} by {}",
-                bound.connections,
-                bound.name
-            );
-            bound.connections
-        }
-        _ => wanted,
     }
 }
 

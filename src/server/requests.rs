@@ -10,6 +10,7 @@ use crate::{
     metrics::labels::Recovered,
     name::Name,
     server::{
+        happening::RelayEvent,
         pager::Sheet,
         relay::Shared,
         writer::{By, Command, Follow},
@@ -44,6 +45,7 @@ impl Shared {
         })?;
         let (topic, is_new) = opened;
         if is_new {
+            self.happened(|| RelayEvent::TopicCreated { topic: name.clone() });
             self.vault.tell(&topic);
         }
         Ok(topic)

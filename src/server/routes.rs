@@ -4,6 +4,8 @@
 //!
 //! The connection's reader.
 
+mod state;
+
 use std::{sync::Arc, time::Duration};
 
 use crate::{
@@ -120,6 +122,8 @@ fn respond(
             let (found, events) = line.shared.history(&topic, from.as_ref(), query.limit()?)?;
             json(out, 200, &reply::history_body("{", &topic, &found, &events))
         }
+        Route::Values => state::list(&line.shared, head, exchange, out),
+        Route::Value { key } => state::one(line, head, exchange, (&key, body), out),
         Route::Topics => json(out, 200, &lists::topics(&line.shared, head)?),
         Route::Consumers => json(out, 200, &lists::consumers(&line.shared, head)?),
         Route::Healthz => json(out, 200, b"{\"status\":\"ok\"}"),
@@ -190,7 +194,7 @@ fn publish(
     Ok((if receipt.duplicate { 200 } else { 201 }, body))
 }
 
-/// How long the answer to a publish may take.
+/// How long the answer to a request that must be stored may take.
 const DISK_PATIENCE: Duration = Duration::from_secs(600);
 
 /// Who waits for one event to be stored.
@@ -214,7 +218,7 @@ impl Confirm for Waiter {
     fn confirmed(&self) {}
 }
 
-/// The event's data: the body, which must be JSON.
+/// An event's data, or a value: the body, which must be JSON.
 fn payload(body: &[u8]) -> Result<&str, Refusal> {
     let wrong = |why: &dyn std::fmt::Display| {
         Refusal::field("body", format!("the body is not JSON: {why}"))

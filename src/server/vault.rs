@@ -38,6 +38,8 @@ pub(crate) enum Job {
     Dirty(Arc<Topic>),
     /// A topic has something that may wait a second.
     Lazy(Arc<Topic>),
+    /// The shared state has something that somebody waits for.
+    State,
     /// A topic is no more.
     Forget(TopicId),
     /// Policies have changed.
@@ -149,9 +151,7 @@ impl Vault {
 
     /// Whether an event may be appended to a durable topic right now.
     pub(crate) fn has_room(&self) -> bool {
-        // Relaxed here and below: a bound that publishers may exceed by one event each; whoever
-        // waits looks again with the lock held.
-        self.backlog.load(Ordering::Relaxed) <= self.backlog_max.load(Ordering::Relaxed)
+        self.backlog_bytes() <= self.backlog_max.load(Ordering::Relaxed)
             && !self.has_failed.load(Ordering::Relaxed)
     }
 
@@ -211,8 +211,13 @@ impl Vault {
     /// Counts an event that waits for the disk.
     pub(crate) fn owe(&self, publication: &Publication) {
         if 0 < publication.unstored {
-            self.backlog.fetch_add(publication.unstored + WAITER_BYTES, Ordering::Relaxed);
+            self.owe_bytes(publication.unstored);
         }
+    }
+
+    /// Counts one thing of `bytes` that waits for the disk.
+    pub(crate) fn owe_bytes(&self, bytes: u64) {
+        self.backlog.fetch_add(bytes + WAITER_BYTES, Ordering::Relaxed);
     }
 
     /// Counts `events`, with `bytes` of frames, that do not wait any more.
@@ -228,7 +233,11 @@ impl Vault {
     }
 
     pub(crate) fn backlog_bytes(&self) -> u64 {
-        self.backlog.load(Ordering::Relaxed)
+        // Relaxed here and where it is changed: a bound that publishers may exceed by one event
+        // each; whoever waits looks again with the lock held.
+        let bytes = self.backlog.load(Ordering::Relaxed);
+        // What was appended may be settled before it is owed. For that moment it is below zero.
+        if bytes.cast_signed() < 0 { 0 } else { bytes }
     }
 
     /// Waits until everything that the committer was told of is stored, or cannot be.

@@ -10,8 +10,13 @@
 //! What is sent (`writer`), when a silent client is given up (`keeper`).
 
 mod acks;
+mod presence;
+mod state;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use tungstenite::{
     Error, Message,
@@ -58,7 +63,11 @@ pub(crate) struct Session {
     topic: Option<Arc<Topic>>,
     acking: Acking,
     /// Who hears what became of events of durable topics.
-    publisher: Option<Arc<dyn Confirm>>,
+    publisher: Option<Arc<Publisher>>,
+    /// What is watched.
+    watches: HashSet<Filter>,
+    /// It may be a member of topics.
+    has_joined: bool,
 }
 
 /// How a subscription is to be served.
@@ -91,6 +100,8 @@ fn open(line: Line, received: Vec<u8>) -> (Box<Session>, Context) {
         topic: None,
         acking: Acking::default(),
         publisher: None,
+        watches: HashSet::new(),
+        has_joined: false,
     });
     let (shared, connection) = (&session.line.shared, &session.line.connection);
     connection.enter(Phase::WebSocket, 0);
@@ -145,15 +156,13 @@ impl Session {
             Ok(Request::History { topic, from, limit }) => {
                 self.history(id, &topic, from.as_ref(), limit)
             }
-            Ok(Request::Hello { user, client }) => {
-                self.hello(id, user, client.as_deref());
-                Ok(())
-            }
+            Ok(Request::Hello { user, client }) => self.hello(id, user, client.as_deref()),
             Ok(Request::Ping) => {
                 let now_ms = self.line.shared.clock.unix_ms();
                 self.line.reply(|out| reply::pong(out, id, now_ms));
                 Ok(())
             }
+            Ok(Request::State(request)) => self.handle_state(id, request),
             Err(refusal) => Err(refusal),
         };
         if let Err(refusal) = outcome {
@@ -380,8 +389,14 @@ impl Session {
     }
 
     #[inline(never)]
-    fn hello(&mut self, id: Option<u64>, user: Option<UserName>, client: Option<&str>) {
+    fn hello(
+        &mut self,
+        id: Option<u64>,
+        user: Option<UserName>,
+        client: Option<&str>,
+    ) -> Result<(), Refusal> {
         if let Some(user) = user {
+            self.move_to(&user)?;
             let mut text = Vec::new();
             json::push_string(&mut text, user.as_str());
             self.user_json = Some(text);
@@ -401,6 +416,7 @@ impl Session {
             max_message_bytes: limits.max_message,
         };
         self.line.reply(|out| reply::welcome(out, id, &welcome));
+        Ok(())
     }
 
     /// Ends the connection with a goodbye and a close frame; reading goes on until the client has
@@ -466,7 +482,9 @@ impl Session {
     #[inline(never)]
     fn leave(&mut self) {
         self.line.tell();
+        self.leave_topics();
         self.acking.clear(&self.line.shared);
+        self.leave_watches();
         let metrics = Arc::clone(&self.line.shared.metrics);
         metrics.subscriptions.sub(self.subscriptions.len() as u64);
         let (connection, writer) = (self.line.connection.id, self.line.connection.writer);
@@ -484,15 +502,12 @@ impl Session {
 #[inline(never)]
 fn publish_durable(
     line: &mut Line,
-    publisher: &mut Option<Arc<dyn Confirm>>,
+    publisher: &mut Option<Arc<Publisher>>,
     id: Option<u64>,
     topic: &mut Arc<Topic>,
     draft: &Draft<'_>,
 ) -> Result<(), Refusal> {
-    let publisher = publisher.get_or_insert_with(|| {
-        let (connection, shared) = (Arc::clone(&line.connection), Arc::clone(&line.shared));
-        Arc::new(Publisher { connection, shared })
-    });
+    let publisher = Publisher::of(line, publisher) as Arc<dyn Confirm>;
     if !line.shared.vault.has_room() {
         line.tell();
     }
@@ -502,7 +517,7 @@ fn publish_durable(
         // The last word has been said: nobody would hear that it is stored.
         return Ok(());
     }
-    let done = line.shared.publish(topic, draft, line.now_ms(), Some((&*publisher, id)));
+    let done = line.shared.publish(topic, draft, line.now_ms(), Some((&publisher, id)));
     let is_pending = done.as_ref().is_ok_and(|done| done.is_pending);
     if !is_pending {
         let connection = &line.connection;
@@ -530,7 +545,7 @@ mod tests {
     };
 
     /// A relay, and a session of it as a reader has one.
-    fn session() -> (Server, Arc<Shared>, Box<Session>) {
+    pub(super) fn session() -> (Server, Arc<Shared>, Box<Session>) {
         let config = Config { listen: vec!["127.0.0.1:0".into()], ..Config::default() };
         let server = Server::start(config).unwrap();
         let shared = Arc::clone(server.shared());

@@ -11,6 +11,7 @@ use crate::store::{
     record::{self, Chunk, TopicRecord},
     retention,
     tables::{CONSUMERS, EVENTS, KEYS, TOPICS, put_header},
+    values,
 };
 
 const COMMIT: &str = "write to the store";
@@ -66,6 +67,9 @@ pub(super) fn commit(
     forget(&txn, facts, &batch.forgotten)?;
     expire_keys(&txn, facts, batch.keys_before_ms)?;
     put_topics(&txn, facts, &changed)?;
+    if let Some(state) = &batch.state {
+        values::put(&txn, state)?;
+    }
     if journaled.is_used {
         facts.header.generation = facts.header.generation.wrapping_add(1);
     }
@@ -81,16 +85,12 @@ pub(super) fn commit(
 
 /// Whether a commit of `batch` would change anything.
 pub(super) fn has_work(facts: &Facts, batch: &Batch) -> bool {
-    let Batch { topics, runs, keeps, positions, keys_before_ms, forgotten } = batch;
-    let is_plain = topics.is_empty() && runs.is_empty() && positions.is_empty();
+    let Batch { keeps, keys_before_ms, .. } = batch;
     let is_old = |(time_ms, _): &(u64, TopicId)| *time_ms < *keys_before_ms;
     let trims = |keep: &Keep| {
         facts.topics.get(&keep.topic).is_some_and(|topic| retention::has_work(topic, keep))
     };
-    !is_plain
-        || !forgotten.is_empty()
-        || facts.expiry.first().is_some_and(is_old)
-        || keeps.iter().any(trims)
+    !batch.is_idle() || facts.expiry.first().is_some_and(is_old) || keeps.iter().any(trims)
 }
 
 /// Writes something that changes nothing, to see whether it can be written.

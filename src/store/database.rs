@@ -17,6 +17,7 @@ use crate::{
         journal::{self, Journal},
         pages::Gate,
         tables::{self, File},
+        values,
     },
 };
 
@@ -25,11 +26,13 @@ use crate::{
 pub struct StoreSettings {
     /// Memory for pages of the file.
     pub cache_bytes: usize,
+    /// Whether the shared state is read. What is stored of it stays there in any case.
+    pub reads_state: bool,
 }
 
 impl Default for StoreSettings {
     fn default() -> Self {
-        Self { cache_bytes: 4 * 1024 * 1024 }
+        Self { cache_bytes: 4 * 1024 * 1024, reads_state: true }
     }
 }
 
@@ -150,7 +153,7 @@ impl Database {
         // For reading it serves in any case, also after an error of writing.
         self.gate.open(&file.db);
         made?;
-        let (open, replayed) = replay(&*self.disk, file)?;
+        let (open, replayed) = replay(&*self.disk, file, &self.settings)?;
         ballast::take(&*self.disk)?;
         if self.runs {
             boot::begin(&*self.disk).map_err(io_failed(RUNS))?;
@@ -182,7 +185,7 @@ impl Database {
 fn start(disk: &dyn Disk, settings: &StoreSettings) -> Result<(Open, Loaded), StoreError> {
     let mut file = File::open(disk, settings)?;
     match look_closer(disk, &mut file) {
-        Ok(()) => replay(disk, file),
+        Ok(()) => replay(disk, file, settings),
         Err(error) => {
             file.abandon();
             Err(error)
@@ -218,8 +221,17 @@ fn look_closer(disk: &dyn Disk, file: &mut File) -> Result<(), StoreError> {
     disk.remove(SUSPECT).map_err(io_failed(LOOK))
 }
 
-fn replay(disk: &dyn Disk, file: File) -> Result<(Open, Loaded), StoreError> {
-    let applied = apply(disk, &file);
+fn replay(
+    disk: &dyn Disk,
+    file: File,
+    settings: &StoreSettings,
+) -> Result<(Open, Loaded), StoreError> {
+    let applied = apply(disk, &file).and_then(|(facts, journal, mut loaded)| {
+        if settings.reads_state {
+            loaded.state = values::load(&file.db, &mut loaded.warnings)?;
+        }
+        Ok((facts, journal, loaded))
+    });
     match applied {
         Ok((facts, journal, loaded)) => Ok((Open { file, facts, journal }, loaded)),
         Err(error) => {

@@ -61,7 +61,7 @@ impl Topic {
 
 const LOAD: &str = "read the store";
 
-/// Reads everything but the events.
+/// Reads everything but the events and the shared state.
 pub(super) fn load(db: &redb::Database) -> Result<(Facts, Loaded), StoreError> {
     guarded(LOAD, || {
         let txn = db.begin_read().map_err(failed(LOAD))?;
@@ -83,6 +83,7 @@ pub(super) fn load(db: &redb::Database) -> Result<(Facts, Loaded), StoreError> {
             topics: stored,
             consumers,
             keys,
+            state: None,
             warnings,
         };
         Ok((Facts { header, topics, expiry }, loaded))

@@ -16,6 +16,7 @@ use crate::store::{
     journal::{self, Journal, Replay},
     record::Chunk,
     tables::{self, EVENTS, File},
+    values,
 };
 
 /// What a store holds.
@@ -34,6 +35,8 @@ pub struct Info {
     pub topics: Vec<StoredTopic>,
     pub consumers: u64,
     pub keys: u64,
+    /// Keys of the shared state that have a value.
+    pub state_keys: u64,
     /// What is damaged, as far as it shows without reading the events.
     pub warnings: Vec<String>,
 }
@@ -72,11 +75,14 @@ const CHECK: &str = "check the store";
 pub fn info(disk: &dyn Disk) -> Result<Info, StoreError> {
     let _lock = take(disk)?;
     let file = File::open(disk, &StoreSettings::default())?;
-    let looked = facts::load(&file.db)
-        .and_then(|(facts, loaded)| Ok((loaded, pending(disk, &facts)?.unwrap_or_default())));
+    let looked = facts::load(&file.db).and_then(|(facts, mut loaded)| {
+        loaded.state = values::load(&file.db, &mut loaded.warnings)?;
+        Ok((loaded, pending(disk, &facts)?.unwrap_or_default()))
+    });
     file.abandon();
     let (loaded, replay) = looked?;
-    let Loaded { incarnation, topics, consumers, keys, mut warnings, .. } = loaded;
+    let Loaded { incarnation, topics, consumers, keys, state, mut warnings, .. } = loaded;
+    let entries = state.into_iter().flat_map(|state| state.entries);
     warnings.extend(ignored(&replay));
     let bytes = |name| {
         let len = disk.len(name).map_err(open_failed(disk.place(), LOOK))?;
@@ -92,6 +98,7 @@ pub fn info(disk: &dyn Disk) -> Result<Info, StoreError> {
         topics,
         consumers: consumers.len() as u64,
         keys: keys.len() as u64,
+        state_keys: entries.filter(|entry| entry.value.is_some()).count() as u64,
         warnings,
     })
 }
@@ -173,6 +180,7 @@ fn check_file(disk: &dyn Disk, file: &mut File) -> Result<Report, StoreError> {
     let mut report = Report::default();
     let (facts, loaded) = facts::load(&file.db)?;
     report.problems.extend(loaded.warnings);
+    values::load(&file.db, &mut report.problems)?;
     report.problems.extend(pending(disk, &facts)?.as_ref().and_then(ignored));
     let db = Arc::clone(&file.db);
     for topic in &loaded.topics {

@@ -108,8 +108,9 @@ impl Journal {
         while at < self.end {
             match self.record(at, facts.header.generation)? {
                 Found::Whole(batch, next) if continues(&batch, facts, &mut tails) => {
-                    replay.batch.topics.extend(batch.topics);
-                    replay.batch.runs.extend(batch.runs);
+                    let Batch { topics, runs, .. } = *batch;
+                    replay.batch.topics.extend(topics);
+                    replay.batch.runs.extend(runs);
                     at = next;
                 }
                 Found::Obsolete | Found::Torn => break,
@@ -146,14 +147,14 @@ impl Journal {
             return Ok(Found::Obsolete);
         }
         let next = at + (HEAD_BYTES + len) as u64;
-        Ok(decode(&payload).map_or(Found::Garbage, |batch| Found::Whole(batch, next)))
+        Ok(decode(&payload).map_or(Found::Garbage, |batch| Found::Whole(Box::new(batch), next)))
     }
 }
 
 /// What stands at a place in the journal.
 enum Found {
     /// A record, and where the next one begins.
-    Whole(Batch, u64),
+    Whole(Box<Batch>, u64),
     /// A record of another generation.
     Obsolete,
     /// The last one, not all of it.

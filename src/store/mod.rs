@@ -45,8 +45,10 @@ mod tables;
 #[cfg(test)]
 #[cfg(feature = "durable")]
 mod tests;
+#[cfg(feature = "durable")]
+mod values;
 
-use std::{fmt::Debug, sync::Arc};
+use std::{fmt::Debug, ops::Range, sync::Arc};
 
 #[cfg(feature = "durable")]
 pub use database::{Database, StoreSettings};
@@ -74,14 +76,17 @@ pub struct Batch {
     pub keys_before_ms: u64,
     /// Topics that are forgotten, with all that is left of them.
     pub forgotten: Vec<TopicId>,
+    /// What changed of the shared state.
+    pub state: Option<Box<StateBatch>>,
 }
 
 impl Batch {
     /// Whether there is nothing in it but what retention asks for.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        let Batch { topics, runs, positions, forgotten, .. } = self;
-        topics.is_empty() && runs.is_empty() && positions.is_empty() && forgotten.is_empty()
+        let Batch { topics, runs, positions, forgotten, state, .. } = self;
+        let is_plain = topics.is_empty() && runs.is_empty() && positions.is_empty();
+        is_plain && forgotten.is_empty() && state.is_none()
     }
 
     #[must_use]
@@ -155,6 +160,37 @@ pub struct ConsumerState {
     pub used_ms: u64,
 }
 
+/// Changes of the shared state, and where it is after them.
+#[derive(Clone, Debug)]
+pub struct StateBatch {
+    pub epoch: Epoch,
+    /// The newest deletion that is not known any more.
+    pub horizon: u64,
+    /// The newest version that was given out.
+    pub upto: u64,
+    /// Nothing that was stored before is kept.
+    pub is_whole: bool,
+    /// Of a key that is there twice, the last one counts.
+    pub changes: Vec<StateRecord>,
+    /// Keys of which nothing is left, not even that they were deleted. None of them is in
+    /// `changes`.
+    pub forgotten: Vec<Name>,
+}
+
+/// What a key of the shared state has: a value, or that it was deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateRecord {
+    pub key: Name,
+    pub version: u64,
+    /// When it was set, Unix milliseconds.
+    pub time_ms: u64,
+    pub expires_unix_ms: Option<u64>,
+    /// The message, as it is sent.
+    pub text: Vec<u8>,
+    /// Where the value is in `text`; `None` if the key was deleted.
+    pub value: Option<Range<usize>>,
+}
+
 /// What a commit did beside writing.
 #[derive(Debug, Default)]
 pub struct Committed {
@@ -188,8 +224,23 @@ pub struct Loaded {
     pub consumers: Vec<ConsumerChange>,
     /// By topic, oldest first.
     pub keys: Vec<(TopicId, Key)>,
+    /// `None` if none was ever stored, or if the store was told not to read it.
+    pub state: Option<StoredState>,
     /// What was found and put aside, in words for the log: a damaged file, a torn journal.
     pub warnings: Vec<String>,
+}
+
+/// The shared state as the store has it.
+#[derive(Clone, Debug)]
+pub struct StoredState {
+    pub epoch: Epoch,
+    pub horizon: u64,
+    pub upto: u64,
+    /// In the order of their keys.
+    pub entries: Vec<StateRecord>,
+    /// Some of it cannot be read. Whoever goes on without that begins a new epoch, or those who
+    /// have seen what is lost would keep it.
+    pub is_damaged: bool,
 }
 
 /// A topic as the store has it.
@@ -222,6 +273,7 @@ pub struct StoredTopic {
 /// 5. After an error of `commit` or `write` nobody knows whether the batch is there. Every further
 ///    call fails until [`Store::recover`] has returned `Ok`, which says what is there.
 /// 6. What [`Pages`] reads was committed. Events that were only written may be missing.
+/// 7. The shared state is committed and never only written: `write` does not look at it.
 pub trait Store: Send {
     /// Writes `batch` and returns when it is on disk.
     ///

@@ -5,7 +5,7 @@
 
 use crate::{
     name::{Name, UserName},
-    store::{ConsumerChange, ConsumerState, Key, Run, TopicId},
+    store::{ConsumerChange, ConsumerState, Key, Run, StateRecord, TopicId},
     wire::{frame, position::Epoch},
 };
 
@@ -162,6 +162,40 @@ pub(super) fn decode_consumer(topic: TopicId, name: &str, bytes: &[u8]) -> Optio
     let state = ConsumerState { seq, deliveries, used_ms: fields.number()? };
     Some(ConsumerChange { topic, name: UserName::parse(name).ok()?, state: Some(state) })
 }
+
+pub(super) fn encode_state(record: &StateRecord) -> Vec<u8> {
+    let StateRecord { key, version, time_ms, expires_unix_ms, text, value } = record;
+    let value = value.clone().unwrap_or_default();
+    let mut out = unsealed();
+    let expires = expires_unix_ms.unwrap_or(NEVER);
+    let numbers = [*version, *time_ms, expires, value.start as u64, value.end as u64];
+    push_numbers(&mut out, &numbers);
+    out.extend_from_slice(text);
+    seal(key.as_str().as_bytes(), &mut out);
+    out
+}
+
+pub(super) fn decode_state(key: &str, bytes: &[u8]) -> Option<StateRecord> {
+    let mut fields = unseal(key.as_bytes(), bytes)?;
+    let (version, time_ms, expires) = (fields.number()?, fields.number()?, fields.number()?);
+    let start = usize::try_from(fields.number()?).ok()?;
+    let end = usize::try_from(fields.number()?).ok()?;
+    let text = fields.text()?;
+    // A deletion has none; a value has at least one character of JSON.
+    let value = (start != 0 || end != 0).then_some(start..end);
+    let is_sane = value.clone().is_none_or(|value| start < end && text.get(value).is_some());
+    is_sane.then_some(StateRecord {
+        key: Name::parse(key).ok()?,
+        version,
+        time_ms,
+        expires_unix_ms: (expires != NEVER).then_some(expires),
+        text: text.as_bytes().to_vec(),
+        value,
+    })
+}
+
+/// When a key goes that stays.
+const NEVER: u64 = u64::MAX;
 
 /// Encodes numbers that belong together under `key`.
 pub(super) fn encode_numbers(key: &str, numbers: &[u64]) -> Vec<u8> {

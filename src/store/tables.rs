@@ -25,8 +25,10 @@ pub(super) const KEYS: TableDefinition<'static, (TopicId, u64), &[u8]> =
 /// By topic and name: what consumers acknowledged.
 pub(super) const CONSUMERS: TableDefinition<'static, (TopicId, &str), &[u8]> =
     TableDefinition::new("consumers");
+/// By key: what the shared state has. Made by the first commit that has something for it.
+pub(super) const STATE: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("state");
 /// What the store knows of itself.
-const META: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("meta");
+pub(super) const META: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("meta");
 
 const FORMAT_KEY: &str = "format";
 const HEADER_KEY: &str = "store";
@@ -215,11 +217,30 @@ fn upgrade(disk: &dyn Disk, db: &redb::Database) -> Result<(), StoreError> {
     }
 }
 
-pub(super) fn header(txn: &redb::ReadTransaction) -> Result<Header, StoreError> {
+/// Numbers that the store knows under `key`; `Some(None)` if they are damaged.
+pub(super) fn numbers<const N: usize>(
+    txn: &redb::ReadTransaction,
+    key: &str,
+) -> Result<Option<Option<[u64; N]>>, StoreError> {
     let meta = txn.open_table(META).map_err(failed(OPEN))?;
-    let value = meta.get(HEADER_KEY).map_err(failed(OPEN))?;
-    let numbers = value.and_then(|value| record::decode_numbers(HEADER_KEY, value.value()));
-    let Some([seed, incarnation, generation]) = numbers else {
+    let value = meta.get(key).map_err(failed(OPEN))?;
+    Ok(value.map(|value| record::decode_numbers(key, value.value())))
+}
+
+pub(super) fn put_numbers(
+    txn: &redb::WriteTransaction,
+    key: &str,
+    numbers: &[u64],
+) -> Result<(), StoreError> {
+    const WRITE: &str = "write to the store";
+    let numbers = record::encode_numbers(key, numbers);
+    let mut meta = txn.open_table(META).map_err(failed(WRITE))?;
+    meta.insert(key, numbers.as_slice()).map_err(failed(WRITE))?;
+    Ok(())
+}
+
+pub(super) fn header(txn: &redb::ReadTransaction) -> Result<Header, StoreError> {
+    let Some(Some([seed, incarnation, generation])) = numbers(txn, HEADER_KEY)? else {
         let why = "what it knows of itself is damaged".to_owned();
         return Err(StoreError::Damaged { what: OPEN, why });
     };
@@ -227,12 +248,8 @@ pub(super) fn header(txn: &redb::ReadTransaction) -> Result<Header, StoreError> 
 }
 
 pub(super) fn put_header(txn: &redb::WriteTransaction, header: Header) -> Result<(), StoreError> {
-    const WRITE: &str = "write to the store";
     let Header { seed, incarnation, generation } = header;
-    let numbers = record::encode_numbers(HEADER_KEY, &[seed, incarnation, generation]);
-    let mut meta = txn.open_table(META).map_err(failed(WRITE))?;
-    meta.insert(HEADER_KEY, numbers.as_slice()).map_err(failed(WRITE))?;
-    Ok(())
+    put_numbers(txn, HEADER_KEY, &[seed, incarnation, generation])
 }
 
 /// Moves a damaged database out of the way, and the journal that belongs to it.

@@ -9,6 +9,7 @@ mod model;
 mod opening;
 mod reading;
 mod retention;
+mod values;
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,7 +18,7 @@ use crate::{
     name::{Name, UserName},
     store::{
         Batch, ConsumerChange, ConsumerState, Database, Key, Loaded, NewTopic, Page, Pages, Run,
-        Store, StoreError, StoreSettings, TopicId, sim::SimDisk,
+        StateBatch, StateRecord, Store, StoreError, StoreSettings, TopicId, sim::SimDisk,
     },
     wire::{frame, json, position::Epoch},
 };
@@ -82,6 +83,27 @@ fn run(topic: TopicId, first: u64, count: u64) -> Run {
 fn position(topic: TopicId, seq: u64) -> ConsumerChange {
     let state = ConsumerState { seq, deliveries: 1, used_ms: seq };
     ConsumerChange { topic, name: UserName::parse("worker").unwrap(), state: Some(state) }
+}
+
+/// A key with a value that says all about it, or that it was deleted.
+fn value(key: &str, version: u64, is_deleted: bool) -> StateRecord {
+    let mut text = format!("{{\"type\":\"state\",\"version\":{version},\"key\":\"{key}\",");
+    let start = text.len() + "\"value\":".len();
+    let fill = "\u{e9}".repeat(usize::try_from(version * 7 % 200).unwrap());
+    text +=
+        &if is_deleted { "\"deleted\":true".to_owned() } else { format!("\"value\":\"{fill}\"") };
+    let value = (!is_deleted).then_some(start..text.len());
+    text += &format!(",\"time\":{}}}", time(version));
+    let expires_unix_ms = (!is_deleted && version.is_multiple_of(3)).then(|| time(version) + 500);
+    let (key, time_ms) = (Name::parse(key).unwrap(), time(version));
+    StateRecord { key, version, time_ms, expires_unix_ms, text: text.into_bytes(), value }
+}
+
+/// Changes of the state, the last of them the newest.
+fn state(changes: Vec<StateRecord>) -> StateBatch {
+    let upto = changes.last().map_or(0, |change| change.version);
+    let (epoch, forgotten) = (epoch(99), Vec::new());
+    StateBatch { epoch, horizon: 0, upto, is_whole: false, changes, forgotten }
 }
 
 /// A batch with the first events of a topic.

@@ -17,6 +17,7 @@ use self::durable::Durable;
 pub use self::durable::{Saver, Taken, Told};
 use crate::{
     base::{
+        interest::Interest,
         lock::{Rank, Ranked},
         sync::atomic::{AtomicBool, AtomicU64, Ordering},
     },
@@ -38,7 +39,7 @@ pub type Asked<'a> = (&'a Arc<dyn Confirm>, Option<u64>);
 pub struct Topic {
     name: Name,
     log: Ranked<Body>,
-    writers: Box<[Wake]>,
+    interest: Interest,
     /// The log's memory, readable without its lock by whoever looks for the largest.
     bytes: AtomicU64,
     /// Its number in the store, if it is durable.
@@ -57,15 +58,6 @@ struct Body {
     durable: Durable,
     /// The registry has forgotten this topic; whoever still holds it must look it up again.
     retired: bool,
-}
-
-/// One writer's interest in a topic.
-#[derive(Default)]
-struct Wake {
-    /// Connections of this writer that follow the topic.
-    followers: AtomicU64,
-    /// A wake-up is on its way, or about to be acted upon.
-    pending: AtomicBool,
 }
 
 /// The outcome of a publish.
@@ -114,7 +106,7 @@ impl Topic {
             told: AtomicBool::new(false),
             told_lazily: AtomicBool::new(false),
             log: Ranked::new(Rank::Log, body),
-            writers: (0..writers).map(|_| Wake::default()).collect(),
+            interest: Interest::new(writers),
             bytes: AtomicU64::new(0),
             used_ms: AtomicU64::new(now_ms),
         }
@@ -225,8 +217,7 @@ impl Topic {
     pub fn follow(&self, writer: usize) -> bool {
         self.log.with(|body| {
             if !body.retired {
-                // Relaxed: ordered by the log's lock, see above.
-                self.writers[writer].followers.fetch_add(1, Ordering::Relaxed);
+                self.interest.follow(writer);
             }
             !body.retired
         })
@@ -235,35 +226,25 @@ impl Topic {
     /// Removes a follower on `writer`.
     pub fn unfollow(&self, writer: usize, now_ms: u64) {
         self.touch(now_ms);
-        self.writers[writer].followers.fetch_sub(1, Ordering::Relaxed);
+        self.interest.unfollow(writer);
     }
 
     /// Connections that follow this topic.
     #[must_use]
     pub fn followers(&self) -> u64 {
-        self.writers.iter().map(|wake| wake.followers.load(Ordering::Relaxed)).sum()
+        self.interest.followers()
     }
 
     /// Calls `wake` for each writer that has followers here and no wake-up pending. To be called
     /// after an append; `wake` must get a command to the writer.
-    pub fn wake(self: &Arc<Self>, mut wake: impl FnMut(usize)) {
-        for (writer, state) in self.writers.iter().enumerate() {
-            // Relaxed: ordered by the log's lock, see `follow`.
-            if state.followers.load(Ordering::Relaxed) == 0 {
-                continue;
-            }
-            // Release pairs with the acquire in `woken`: whoever clears the flag that this sets
-            // or finds set then sees the append before it.
-            if !state.pending.swap(true, Ordering::AcqRel) {
-                wake(writer);
-            }
-        }
+    pub fn wake(&self, wake: impl FnMut(usize)) {
+        self.interest.wake(wake);
     }
 
     /// Clears the wake-up of `writer`, which reads the log next: an event appended after that
     /// reading finds the flag clear and sends another wake-up.
     pub fn woken(&self, writer: usize) {
-        self.writers[writer].pending.swap(false, Ordering::AcqRel);
+        self.interest.woken(writer);
     }
 }
 

@@ -14,3 +14,4 @@ pub mod json;
 pub mod position;
 pub mod reply;
 pub mod request;
+pub mod state;

@@ -309,6 +309,8 @@ pub fn error(out: &mut Vec<u8>, id: Option<u64>, topic: Option<&str>, refusal: &
         topic: Option<&'a str>,
         #[serde(skip_serializing_if = "Option::is_none")]
         retry_after_ms: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        version: Option<u64>,
     }
     push(
         out,
@@ -320,6 +322,7 @@ pub fn error(out: &mut Vec<u8>, id: Option<u64>, topic: Option<&str>, refusal: &
             field: refusal.field,
             topic,
             retry_after_ms: refusal.retry_after_ms,
+            version: refusal.version,
         },
     );
 }

@@ -5,6 +5,7 @@
 //! the fields that the request's type knows are looked into. `data` is never looked into at all.
 
 mod from;
+mod state;
 
 use std::{borrow::Cow, fmt};
 
@@ -23,6 +24,8 @@ use crate::{
     wire::{codes::Code, json, position::From},
 };
 
+pub use self::state::{StateRequest, check_ttl, parse_key};
+
 /// What a client asks for.
 #[derive(Debug)]
 pub enum Request<'a> {
@@ -33,6 +36,7 @@ pub enum Request<'a> {
     Ack { topic: Cow<'a, str>, seq: u64 },
     History { topic: Name, from: Option<From>, limit: u64 },
     Ping,
+    State(StateRequest<'a>),
 }
 
 /// One event to be appended. `topic` is still text: a connection usually publishes to the topic it
@@ -72,19 +76,20 @@ pub struct Refusal {
     pub message: String,
     pub field: Option<&'static str>,
     pub retry_after_ms: Option<u64>,
+    /// The version that the key has, where another was expected; 0 if it is not there.
+    pub version: Option<u64>,
 }
 
 impl Refusal {
     #[must_use]
     pub fn new(code: Code, message: impl Into<String>) -> Refusal {
-        Refusal { code, message: message.into(), field: None, retry_after_ms: None }
+        Refusal { code, message: message.into(), field: None, retry_after_ms: None, version: None }
     }
 
     /// A field that breaks a rule. `message` names value and rule; the field is named here.
     #[must_use]
     pub fn field(field: &'static str, message: impl Into<String>) -> Refusal {
-        let field = Some(field);
-        Refusal { code: Code::BadRequest, message: message.into(), field, retry_after_ms: None }
+        Refusal { field: Some(field), ..Refusal::new(Code::BadRequest, message) }
     }
 }
 
@@ -161,6 +166,12 @@ struct Envelope<'a> {
     limit: Field<'a>,
     user: Field<'a>,
     client: Field<'a>,
+    value: Field<'a>,
+    if_version: Field<'a>,
+    ttl_ms: Field<'a>,
+    pattern: Field<'a>,
+    after: Field<'a>,
+    info: Field<'a>,
 }
 
 /// Fills an envelope in place. What the derived code does instead, a second set of fields that is
@@ -200,6 +211,12 @@ impl<'de> Visitor<'de> for Fill<'_, 'de> {
                 "limit" => &mut self.0.limit,
                 "user" => &mut self.0.user,
                 "client" => &mut self.0.client,
+                "value" => &mut self.0.value,
+                "if_version" => &mut self.0.if_version,
+                "ttl_ms" => &mut self.0.ttl_ms,
+                "pattern" => &mut self.0.pattern,
+                "after" => &mut self.0.after,
+                "info" => &mut self.0.info,
                 _ => {
                     map.next_value::<IgnoredAny>()?;
                     continue;
@@ -225,15 +242,23 @@ impl<'a> Envelope<'a> {
             "history" => self.history(),
             "hello" => self.hello(),
             "ping" => Ok(Request::Ping),
+            "set" => self.set(),
+            "delete" => self.delete(),
+            "get" => self.get(),
+            "watch" => self.watch(),
+            "unwatch" => self.unwatch(),
+            "join" => self.join(),
+            "leave" => self.leave(),
             unknown => Err(Refusal {
                 code: Code::UnknownType,
                 message: format!(
                     "the type {} is not known; known are hello, subscribe, unsubscribe, publish, \
-                     ack, history and ping",
+                     ack, history, set, delete, get, watch, unwatch, join, leave and ping",
                     shown(unknown)
                 ),
                 field: Some("type"),
                 retry_after_ms: None,
+                version: None,
             }),
         }
     }

@@ -80,7 +80,7 @@ fn what_is_exported_is_the_same_from_a_running_and_a_stopped_relay_and_can_be_re
         let path = restored.path().to_str().unwrap();
         let (code, out, said) = store(&["import", "--data-dir", path], &export);
         assert_eq!((code, said.as_str()), (Some(0), ""));
-        assert_eq!(out, "3 topics, 600 events, 1 consumers\n");
+        assert_eq!(out, "3 topics, 600 events, 1 consumers, 0 keys\n");
         let node = Node::durable(&restored, &["--max-events", "300"]);
         let mut peer = node.peer();
         let new = peer.history("lamp", json!("start"), 1_000);
@@ -101,8 +101,59 @@ fn what_is_exported_is_the_same_from_a_running_and_a_stopped_relay_and_can_be_re
         assert_eq!(code, Some(4), "{said}");
         node.stop();
         let (code, _, said) = store(&["import", "--data-dir", path], &export);
-        assert!(code == Some(1) && said.contains("has 3 topics already"), "{said}");
+        assert!(code == Some(1) && said.contains("has 3 topics and 0 keys already"), "{said}");
     }
+}
+
+#[test]
+fn the_state_is_restored_with_its_versions_in_a_new_epoch() {
+    let (dir, restored) = (Scratch::new("data"), Scratch::new("restored"));
+    let node = |dir: &Scratch| Node::durable(dir, &["--durable-state"]);
+    let all = |node: &Node| node.peer().ask(json!({"type": "get", "key": "#"}), "values");
+    let before = node(&dir);
+    let mut peer = before.peer();
+    for (key, value) in [("gone", json!(1)), ("lamp", json!({"on": [1.50, "\u{e9}\""]}))] {
+        peer.ask(json!({"type": "set", "key": key, "value": value}), "stored");
+    }
+    peer.ask(json!({"type": "delete", "key": "gone"}), "deleted");
+    let brief = json!({"type": "set", "key": "a/brief", "value": null, "ttl_ms": 3_600_000});
+    peer.ask(brief, "stored");
+    drop(peer);
+    let old = all(&before);
+    let url = format!("http://{}", before.addr());
+    let (_, running, _) = store(&["export", "--url", &url], "");
+    before.stop();
+
+    let path = dir.path().to_str().unwrap();
+    let (code, export, said) = store(&["export", "--data-dir", path], "");
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(running, export, "of a running and of a stopped relay");
+    let keys: Vec<Value> =
+        lines(&export).into_iter().filter(|line| line["type"] == "state").collect();
+    let versions: Vec<_> =
+        keys.iter().map(|line| (&line["key"], number(line, "version"))).collect();
+    assert_eq!(versions, [(&json!("a/brief"), 4), (&json!("lamp"), 2)]);
+    assert_eq!(number(&keys[0], "expires") - number(&keys[0], "time"), 3_600_000);
+    assert_eq!(keys[1]["expires"], Value::Null);
+    let path = restored.path().to_str().unwrap();
+    let (code, out, said) = store(&["import", "--data-dir", path], &export);
+    assert_eq!((code, said.as_str()), (Some(0), ""));
+    assert_eq!(out, "0 topics, 0 events, 0 consumers, 2 keys\n");
+    let (_, again, _) = store(&["export", "--data-dir", path], "");
+    assert_eq!(again, export, "to the last byte");
+    let (_, info, _) = store(&["info", "--data-dir", path], "");
+    let told = info.lines().find(|line| line.starts_with("keys of the state")).unwrap();
+    assert!(told.ends_with(" 2"), "{told}");
+
+    let after = node(&restored);
+    let new = all(&after);
+    assert_eq!(new["values"], old["values"]);
+    assert_ne!(new["epoch"], old["epoch"], "it is another life");
+    let next = after.peer().ask(json!({"type": "set", "key": "gone", "value": 2}), "stored");
+    assert_eq!(number(&next, "version"), 5);
+    after.stop();
+    let (code, _, said) = store(&["import", "--data-dir", path], &export);
+    assert!(code == Some(1) && said.contains("has 0 topics and 3 keys already"), "{said}");
 }
 
 #[test]
@@ -110,7 +161,19 @@ fn an_import_names_the_line_that_is_wrong() {
     let head = "{\"export\":1}\n{\"topic\":\"a\",\"first\":1,\"tail\":2}\n";
     let event = |seq| format!("{{\"type\":\"event\",\"topic\":\"a\",\"seq\":{seq},\"time\":5}}\n");
     let end = "{\"end\":true,\"topics\":1,\"events\":2,\"consumers\":0}\n";
+    let key = |key, version| {
+        let rest = format!("\"version\":{version},\"key\":\"{key}\",\"value\":1,\"time\":5");
+        format!("{{\"type\":\"state\",{rest}}}\n")
+    };
+    let begin = "{\"export\":1}\n";
+    let end_keys = "{\"end\":true,\"topics\":0,\"events\":0,\"consumers\":0,\"keys\":2}\n";
     for (text, complaint) in [
+        (format!("{begin}{}{}", key("a", 1), key("a", 2)), "line 3: key a comes twice"),
+        (format!("{begin}{}{}", key("a", 1), key("b", 1)), "line 3: version 1 comes twice"),
+        (format!("{begin}{}", key("a", 0)), "line 2: version is 0"),
+        (format!("{begin}{}", key("$a", 1)), "line 2: key $a begins with $"),
+        (format!("{begin}{}", key("a//b", 1)), "line 2: key "),
+        (format!("{begin}{}{end_keys}", key("a", 1)), "line 3: 2 keys were exported, but 1 came"),
         ("{\"topic\":\"a\"}\n".to_owned(), "line 1: it does not begin as an export"),
         ("{\"export\":7}\n".to_owned(), "line 1: the format is 7"),
         (format!("{head}nonsense\n"), "line 3: "),

@@ -18,7 +18,7 @@ use crate::support::{
     ledger::{End, Ledger},
     peer::{Peer, seq},
     relay::Relay,
-    wait::{LIMIT, wait_for},
+    wait::{LIMIT, wait_for, wait_until},
 };
 
 /// How many relays run at a time: most of what they do is to wait for each other's threads, or for
@@ -28,8 +28,22 @@ const AT_ONCE: usize = 8;
 /// Topics and how many events of each are published per round.
 const TOPICS: [(&str, usize); 4] =
     [("always/few", 3), ("always/all", 2), ("os/a", 2), ("interval/a", 1)];
+/// Stands for a topic where the state is changed.
+const STATE: &str = "$state";
 /// Topics with a consumer, and its name.
 const CONSUMERS: [(&str, &str); 2] = [("always/few", "worker"), ("os/a", "other")];
+
+/// Changes of the state in each round: some replace others that are not stored yet.
+fn changes(round: usize) -> [Value; 5] {
+    let set = |key: &str, value: &str| json!({"type": "set", "key": key, "value": value});
+    [
+        set("light", &format!("first of {round}")),
+        set("brief", &format!("for {round}")),
+        json!({"type": "delete", "key": "brief"}),
+        set(&format!("room/{}", round % 2), &format!("in {round}")),
+        set("light", &format!("second of {round}")),
+    ]
+}
 
 /// What clients do when a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,12 +132,14 @@ impl<'a> Clients<'a> {
                 requests.push((topic, request));
             }
         }
+        for change in changes(number) {
+            self.ledger.values.note_sent(&change);
+            requests.push((STATE, change));
+        }
         let replies = burst(&mut self.publisher, &requests);
         let mut refused = Vec::new();
         for ((topic, request), reply) in requests.into_iter().zip(replies) {
-            if reply["type"] == "published" {
-                self.published(topic, &request, &reply);
-            } else {
+            if !self.is_done(topic, &request, &reply) {
                 refused.push((topic, request, reply));
             }
         }
@@ -131,13 +147,14 @@ impl<'a> Clients<'a> {
             self.refused(reply)?;
         }
         for (topic, request, _) in refused {
-            let reply = wait_for("the relay to take it", LIMIT, || {
+            wait_until("the relay to take it", LIMIT, || {
                 let reply = self.publisher.request(request.clone());
-                (reply["type"] == "published").then_some(reply)
+                self.is_done(topic, &request, &reply)
             });
-            self.published(topic, &request, &reply);
         }
         self.watch();
+        let all = self.watcher.request(json!({"type": "get", "key": "#", "limit": 1_000}));
+        self.ledger.values.note_seen(&all);
         for (index, (topic, name)) in CONSUMERS.into_iter().enumerate() {
             let newest = self.newest.get(topic).copied().unwrap_or_default();
             let worker = &mut self.workers[index];
@@ -147,6 +164,17 @@ impl<'a> Clients<'a> {
             self.ledger.note_ack(topic, name, newest);
         }
         Ok(())
+    }
+
+    /// Notes the answer to a publish or a change; whether it is done.
+    fn is_done(&mut self, topic: &'static str, request: &Value, reply: &Value) -> bool {
+        match reply["type"].as_str() {
+            Some("published") => self.published(topic, request, reply),
+            Some("stored" | "deleted") => self.ledger.values.note_stored(request, reply),
+            // It is gone after all: the answer was lost with the store, the change was not.
+            _ => return reply["code"] == "not_found",
+        }
+        true
     }
 
     fn published(&mut self, topic: &'static str, request: &Value, reply: &Value) {
@@ -323,6 +351,7 @@ fn after_a_stop_in_good_order_the_power_may_fail() {
 
     assert_eq!(found, [""; 0]);
     assert_eq!(ledger.confirmed(), 2 * TOPICS.iter().map(|(_, count)| count).sum::<usize>());
+    assert_eq!(ledger.values.confirmed(), 2 * changes(0).len());
 }
 
 #[test]

@@ -70,6 +70,7 @@ fn the_table_of_limits_is_that_of_the_code() {
         ("user name", limits::USER_BYTES_MAX),
         ("event name", limits::EVENT_NAME_BYTES_MAX),
         ("idempotency key", limits::KEY_BYTES_MAX),
+        ("info of a presence", limits::INFO_BYTES_MAX),
         ("window of a subscription", limits::ACK_WINDOW_MAX as usize),
         ("nesting of a message", limits::JSON_DEPTH_MAX),
         ("events in one history", limits::HISTORY_EVENTS_MAX as usize),
@@ -408,9 +409,10 @@ impl Stage {
         for (index, (line, expected)) in
             lines.by_ref().take_while(|line| !line.1.is_empty()).enumerate()
         {
+            let expected = self.bindings.fill(expected).map_err(|why| (line, why))?;
             let mut found = head.lines().skip(index.min(1)).take(if index == 0 { 1 } else { 99 });
             if !found.any(|found| found == expected) {
-                return Err((line, differs(expected, &head)));
+                return Err((line, differs(&expected, &head)));
             }
         }
         match lines.next() {

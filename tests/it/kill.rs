@@ -28,7 +28,7 @@ const CONSUMERS: [(&str, &str); 2] = [("lamp", "slow"), ("door", "quick")];
 /// Time between two kills, at most.
 const ALIVE_MS: u64 = 120;
 /// Memory keeps hardly anything, and nothing is given up for being delivered too often.
-const FLAGS: [&str; 4] = ["--max-tail", "4KiB", "--max-deliveries", "1000000"];
+const FLAGS: [&str; 5] = ["--durable-state", "--max-tail", "4KiB", "--max-deliveries", "1000000"];
 
 /// The relay that runs now, as its clients reach it: where it listens.
 #[derive(Debug, Default)]
@@ -123,6 +123,64 @@ fn publish(place: &Place, publisher: u64) -> Vec<Confirmed> {
     }
 }
 
+/// What became of a key that one client counts up.
+#[derive(Debug, Default)]
+struct Counted {
+    /// How often it was confirmed.
+    confirmed: u64,
+    epoch: Option<String>,
+    /// The newest value that is known, and its version.
+    value: u64,
+    version: u64,
+    /// How often a value was there that nobody had confirmed.
+    surprises: u64,
+}
+
+impl Counted {
+    /// Notes what the relay says of the key: never less than was known, and the next value at most.
+    fn note(&mut self, message: &Value, value: u64) {
+        let epoch = self.epoch.get_or_insert_with(|| message["epoch"].as_str().unwrap().to_owned());
+        assert_eq!(message["epoch"], **epoch, "{message}");
+        let version = number(message, "version");
+        assert!(value == self.value || value == self.value + 1, "after {self:?} came {message}");
+        assert!(self.version <= version, "after {self:?} came {message}");
+        assert!(value == self.value || self.version < version, "after {self:?} came {message}");
+        (self.value, self.version) = (value, version);
+    }
+}
+
+/// Counts a key of the state up, each time on the condition that it is as this client knows it;
+/// after a lost connection it looks first.
+fn count_up(place: &Place) -> Counted {
+    let mut counted = Counted::default();
+    while let Some(mut peer) = place.connect() {
+        let get = json!({"type": "get", "key": "count"});
+        let Some(found) = ask(&mut peer, get, 1) else { continue };
+        if let Some(found_value) = found["values"][0]["value"].as_u64() {
+            let before = counted.value;
+            let mut message = found["values"][0].clone();
+            message["epoch"] = found["epoch"].clone();
+            counted.note(&message, found_value);
+            counted.surprises += counted.value - before;
+        } else {
+            assert_eq!(counted.value, 0, "{found}");
+        }
+        for id in 2.. {
+            if place.stops() {
+                return counted;
+            }
+            let value = counted.value + 1;
+            let request = json!({"type": "set", "key": "count", "value": value,
+                "if_version": counted.version});
+            let Some(reply) = ask(&mut peer, request, id) else { break };
+            assert_eq!(reply["type"], "stored", "{counted:?}: {reply}");
+            counted.note(&reply, value);
+            counted.confirmed += 1;
+        }
+    }
+    counted
+}
+
 /// Reads and acknowledges, over as many connections as it takes. Asserts that each begins right
 /// after an acknowledged event, and has no hole.
 fn consume(place: &Place, (topic, name): (&str, &str), batch: u64) -> Got {
@@ -197,7 +255,7 @@ fn a_relay_that_is_killed_again_and_again_loses_doubles_and_reorders_nothing() {
     let kills = std::env::var("LANDLINE_KILLS").map_or(20, |text| text.parse().expect("a number"));
     let (watch, dir, place) = (Watch::start(), Scratch::new("data"), Arc::new(Place::default()));
 
-    let (node, confirmed, got) = thread::scope(|scope| {
+    let (node, confirmed, got, counted) = thread::scope(|scope| {
         let place = &*place;
         let publishers: Vec<_> =
             (0..PUBLISHERS).map(|number| scope.spawn(move || publish(place, number))).collect();
@@ -206,12 +264,13 @@ fn a_relay_that_is_killed_again_and_again_loses_doubles_and_reorders_nothing() {
             .zip([7, 3])
             .map(|(who, batch)| scope.spawn(move || consume(place, who, batch)))
             .collect();
+        let counter = scope.spawn(move || count_up(place));
         let node = start_and_kill(place, &dir, kills);
         pause(Duration::from_millis(ALIVE_MS));
         place.stop.store(true, Ordering::SeqCst);
         let confirmed: Vec<_> = publishers.into_iter().map(|one| one.join().unwrap()).collect();
         let got: Vec<Got> = consumers.into_iter().map(|one| one.join().unwrap()).collect();
-        (node, confirmed, got)
+        (node, confirmed, got, counter.join().unwrap())
     });
 
     let mut events = 0;
@@ -238,6 +297,9 @@ fn a_relay_that_is_killed_again_and_again_loses_doubles_and_reorders_nothing() {
             assert!(seqs.is_sorted_by(|a, b| a < b), "a publisher's events of {topic}: {seqs:?}");
         }
     }
+    let found = node.peer().ask(json!({"type": "get", "key": "count"}), "values");
+    assert_eq!(found["values"][0]["value"], counted.value, "{counted:?}: {found}");
+    assert!(0 < counted.confirmed && counted.confirmed + counted.surprises == counted.value);
     let told: usize = confirmed.iter().map(Vec::len).sum();
     assert!(0 < told && told <= events, "{told} confirmed, {events} stored");
     let received: usize = got.iter().map(|got| got.events.len()).sum();
@@ -245,7 +307,10 @@ fn a_relay_that_is_killed_again_and_again_loses_doubles_and_reorders_nothing() {
     let connections: u64 = got.iter().map(|got| got.connections).sum();
     eprintln!(
         "{kills} kills: {told} events confirmed, {events} stored; consumers got {received}, \
-         {again} of them again, over {connections} connections; {:.1} s",
+         {again} of them again, over {connections} connections; a key counted to {}, {} of that \
+         without an answer; {:.1} s",
+        counted.value,
+        counted.surprises,
         watch.elapsed().as_secs_f64()
     );
 }

@@ -21,6 +21,8 @@ pub mod epoch;
 
 pub mod durable;
 
+pub mod state_durable;
+
 pub mod crash;
 
 pub mod kill;
@@ -39,6 +41,11 @@ pub mod acks_crowd;
 pub mod consumers;
 pub mod consumers_durable;
 
+pub mod state;
+pub mod watch;
+
+pub mod lessons;
+
 pub mod isolation;
 
 pub mod handshake;
@@ -47,20 +54,26 @@ pub mod hostile;
 
 pub mod heartbeat;
 
+pub mod presence;
+pub mod presence_watch;
+pub mod sys;
+
 pub mod http_api;
+pub mod http_state;
 
 pub mod shutdown;
-
-pub mod embedded;
 
 pub mod client;
 pub mod client_acks;
 pub mod client_redelivery;
+pub mod client_state;
 pub mod client_support;
+pub mod client_watch;
 
 pub mod backup;
 pub mod cli;
 pub mod cli_acks;
+pub mod cli_state;
 
 pub mod docs;
 

@@ -13,13 +13,21 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("metrics", &["base", "wire"]),
     ("store", &["base", "name", "wire", "config", "metrics"]),
     ("topic", &["base", "name", "wire", "config", "metrics", "store"]),
-    ("server", &["base", "name", "bus", "wire", "config", "http", "metrics", "store", "topic"]),
+    ("state", &["base", "name", "wire", "bus"]),
+    ("presence", &["base", "name"]),
+    (
+        "server",
+        &[
+            "base", "name", "bus", "wire", "config", "http", "metrics", "store", "topic", "state",
+            "presence",
+        ],
+    ),
     ("client", &["base", "name", "wire"]),
     (
         "cli",
         &[
-            "base", "name", "bus", "wire", "config", "http", "metrics", "store", "topic", "server",
-            "client",
+            "base", "name", "bus", "wire", "config", "http", "metrics", "store", "topic", "state",
+            "presence", "server", "client",
         ],
     ),
 ];

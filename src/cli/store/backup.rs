@@ -6,11 +6,15 @@
 //!   {"type":"event","topic":"door","seq":1,...}          one line for each event, as it is sent
 //!   {"missing":"door","from":5,"to":9,"reason":"damaged"}
 //!   {"consumer":"billing","topic":"door","seq":1}
-//!   {"end":true,"topics":1,"events":2,"consumers":1}
+//!   {"type":"state","version":7,"key":"lamp","value":1,...}     one for each key, as it is sent
+//!   {"end":true,"topics":1,"events":2,"consumers":1,"keys":1}
 //! ```
 //!
 //! A restored topic has the sequences of the old one and a new epoch: who had a position in the old
-//! one is told that it begins anew.
+//! one is told that it begins anew. So it is with the state, whose versions stay; nobody needs to
+//! know in a new epoch what was deleted.
+
+mod values;
 
 use std::{
     collections::HashMap,
@@ -21,6 +25,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use self::values::Values;
 use crate::{
     base::clock::Clock,
     cli::{
@@ -73,6 +78,7 @@ struct Count {
     topics: u64,
     events: u64,
     consumers: u64,
+    keys: u64,
 }
 
 /// Where an export goes to, and what it came to.
@@ -111,9 +117,10 @@ impl Export {
     }
 
     fn end(mut self) -> Result<(), Failure> {
-        let Count { topics, events, consumers } = self.count;
+        let Count { topics, events, consumers, keys } = self.count;
         self.output.line(&format!(
-            "{{\"end\":true,\"topics\":{topics},\"events\":{events},\"consumers\":{consumers}}}"
+            "{{\"end\":true,\"topics\":{topics},\"events\":{events},\"consumers\":{consumers},\
+             \"keys\":{keys}}}"
         ))?;
         self.output.flush()?;
         if self.has_holes { Err(Failure::silent(Exit::Gap)) } else { Ok(()) }
@@ -155,6 +162,9 @@ pub(super) fn export_directory(dir: &str) -> Result<(), Failure> {
             let consumer = change.name.as_str();
             export.consumer(&Position { consumer, topic, seq: state.seq })?;
         }
+    }
+    for entry in loaded.state.iter().flat_map(|state| &state.entries) {
+        export.stored_value(entry)?;
     }
     store.close().map_err(failure)?;
     export.end()
@@ -238,6 +248,7 @@ pub(super) fn export_relay(global: &Global<'_>) -> Result<(), Failure> {
         }
         path = page.next.map(|after| format!("/v1/consumers?after={}", http::encode(&after)));
     }
+    values::export(&mut export, global)?;
     export.end()
 }
 
@@ -247,6 +258,16 @@ fn ask<T: for<'de> Deserialize<'de>>(global: &Global<'_>, path: &str) -> Result<
         return Err(reply.failure());
     }
     serde_json::from_str(&reply.body).map_err(unreadable)
+}
+
+/// The answer to `path`, unless the relay does not know it.
+fn ask_if_there(global: &Global<'_>, path: &str) -> Result<Option<String>, Failure> {
+    let reply = http::get(global, path)?;
+    match reply.status {
+        200 => Ok(Some(reply.body)),
+        404 => Ok(None),
+        _ => Err(reply.failure()),
+    }
 }
 
 fn unreadable(error: serde_json::Error) -> Failure {
@@ -296,6 +317,8 @@ struct Line<'a> {
     export: Option<u64>,
     end: Option<bool>,
     consumer: Option<String>,
+    #[serde(borrow)]
+    key: Option<std::borrow::Cow<'a, str>>,
     missing: Option<String>,
     topic: Option<std::borrow::Cow<'a, str>>,
     first: Option<u64>,
@@ -303,6 +326,7 @@ struct Line<'a> {
     time: Option<u64>,
     topics: Option<u64>,
     events: Option<u64>,
+    keys: Option<u64>,
 }
 
 /// Where an event stands.
@@ -318,6 +342,7 @@ struct Import {
     /// Bytes of events in the batch.
     bytes: usize,
     topics: HashMap<String, (TopicId, u64)>,
+    values: Values,
     count: Count,
     has_begun: bool,
     has_ended: bool,
@@ -326,9 +351,10 @@ struct Import {
 /// Stores what standard input says in `dir`, which must be empty.
 pub(super) fn import(dir: &str) -> Result<(), Failure> {
     let (store, loaded) = open(dir)?;
-    if !loaded.topics.is_empty() {
+    let keys = loaded.state.as_ref().map_or(0, |state| state.entries.len());
+    if !loaded.topics.is_empty() || 0 < keys {
         let text = format!(
-            "{dir} has {} topics already; an import needs an empty directory",
+            "{dir} has {} topics and {keys} keys already; an import needs an empty directory",
             loaded.topics.len()
         );
         return Err(Failure::new(Exit::Other, text));
@@ -338,6 +364,7 @@ pub(super) fn import(dir: &str) -> Result<(), Failure> {
         batch: Batch::default(),
         bytes: 0,
         topics: HashMap::new(),
+        values: Values::default(),
         count: Count::default(),
         has_begun: false,
         has_ended: false,
@@ -352,9 +379,10 @@ pub(super) fn import(dir: &str) -> Result<(), Failure> {
     }
     import.commit().map_err(failure)?;
     import.store.close().map_err(failure)?;
-    let Count { topics, events, consumers } = import.count;
+    let Count { topics, events, consumers, keys } = import.count;
     let mut output = Output::new(Format::Text);
-    output.line(&format!("{topics} topics, {events} events, {consumers} consumers"))?;
+    output
+        .line(&format!("{topics} topics, {events} events, {consumers} consumers, {keys} keys"))?;
     output.flush()
 }
 
@@ -379,14 +407,8 @@ impl Import {
                 return Err(format!("the format is {found}, this build reads {FORMAT}"));
             }
             _ if !self.has_begun => return Err("it does not begin as an export".to_owned()),
-            Line { end: Some(_), topics: Some(topics), events: Some(events), .. } => {
-                if (*topics, *events) != (self.count.topics, self.count.events) {
-                    return Err(format!(
-                        "{topics} topics and {events} events were exported, but {} and {} came",
-                        self.count.topics, self.count.events
-                    ));
-                }
-                self.has_ended = true;
+            Line { end: Some(_), topics: Some(topics), events: Some(events), keys, .. } => {
+                self.end((*topics, *events, keys.unwrap_or(0)))?;
             }
             Line { missing: Some(topic), .. } => {
                 return Err(format!(
@@ -397,6 +419,7 @@ impl Import {
             Line { consumer: Some(consumer), topic: Some(topic), seq: Some(seq), .. } => {
                 self.consumer(consumer, topic, *seq)?;
             }
+            Line { key: Some(key), topic: None, .. } => self.value(key, text.trim())?,
             Line { topic: Some(topic), seq: Some(seq), time: Some(time_ms), .. } => {
                 self.event(topic, *seq, *time_ms, text.trim())?;
             }
@@ -406,6 +429,22 @@ impl Import {
         if PIECE_BYTES <= self.bytes {
             self.commit().map_err(|error| error.to_string())?;
         }
+        Ok(())
+    }
+
+    /// The last line says how much there was.
+    fn end(&mut self, (topics, events, keys): (u64, u64, u64)) -> Result<(), String> {
+        let Count { topics: topics_came, events: events_came, keys: keys_came, .. } = self.count;
+        if (topics, events) != (topics_came, events_came) {
+            return Err(format!(
+                "{topics} topics and {events} events were exported, but {topics_came} and \
+                 {events_came} came"
+            ));
+        }
+        if keys != keys_came {
+            return Err(format!("{keys} keys were exported, but {keys_came} came"));
+        }
+        self.has_ended = true;
         Ok(())
     }
 
@@ -460,6 +499,7 @@ impl Import {
 
     fn commit(&mut self) -> Result<(), StoreError> {
         self.bytes = 0;
+        self.batch.state = self.values.take();
         self.store.commit(&std::mem::take(&mut self.batch)).map(drop)
     }
 }

@@ -166,7 +166,11 @@ impl Relay {
                     self.say(reply);
                 }
             }
-            Request::Hello { .. } | Request::Publish(_) | Request::Ack { .. } | Request::Ping => {
+            Request::Hello { .. }
+            | Request::Publish(_)
+            | Request::Ack { .. }
+            | Request::Ping
+            | Request::State(_) => {
                 panic!("{text}")
             }
         }

@@ -6,7 +6,8 @@ use super::{Committer, Failed, Owned, chain};
 use crate::{
     base::backoff::Backoff,
     metrics::labels::StoreFailure,
-    server::vault::Failure,
+    server::{happening::RelayEvent, vault::Failure},
+    state::Pending,
     store::{Loaded, StoreError, StoredTopic, TopicId},
     topic::{Evictions, Taken, Told, Topic},
 };
@@ -18,7 +19,7 @@ const RETRY_MAX: Duration = Duration::from_secs(10);
 impl Committer<'_> {
     /// The store has failed: what it was given is not there, as far as anybody can know. Durable
     /// topics refuse from now on, and everything else goes on.
-    pub(super) fn fail(&mut self, error: &StoreError, taken: Owned) {
+    pub(super) fn fail(&mut self, error: &StoreError, taken: Owned, state: Option<Pending>) {
         let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
         let wait = backoff.delay();
         log::error!(
@@ -27,10 +28,13 @@ impl Committer<'_> {
             chain(error)
         );
         self.shared.vault.fail(failure(error, wait));
+        self.shared.happened(|| RelayEvent::StoreFailed { why: chain(error) });
         self.failed = Some(Failed { retry_at: self.shared.clock.now() + wait, backoff });
         let told = taken.into_iter().map(|(topic, taken)| self.reject(&topic, Some(taken)));
         let told: Vec<Told> = told.collect();
+        let settled = self.reject_state(state);
         told.into_iter().for_each(Told::tell);
+        settled.tell();
     }
 
     /// Takes back what a topic has that may not be seen.
@@ -47,6 +51,7 @@ impl Committer<'_> {
         let topics = std::mem::take(&mut self.ready);
         let told: Vec<Told> = topics.iter().map(|topic| self.reject(topic, None)).collect();
         told.into_iter().for_each(Told::tell);
+        self.reject_state(None).tell();
         let now = self.shared.clock.now();
         let last = self.stopping && !std::mem::replace(&mut self.tried_last, self.stopping);
         if last || self.failed.as_ref().is_some_and(|failed| failed.retry_at <= now) {
@@ -57,11 +62,13 @@ impl Committer<'_> {
     fn recover(&mut self) {
         let keeps = self.keep_all();
         match self.store.recover(&keeps) {
-            Ok(loaded) => {
+            Ok(mut loaded) => {
                 self.failed = None;
                 self.continue_with(&loaded);
+                self.continue_state(loaded.state.take());
                 self.shared.metrics.store_recoveries.add(1);
                 self.shared.vault.heal();
+                self.shared.happened(|| RelayEvent::StoreRecovered);
                 log::info!("durable topics can be written again");
             }
             Err(error) => {

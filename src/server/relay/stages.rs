@@ -13,7 +13,7 @@ use crate::{
     base::{
         clock::Clock,
         lane::{self, Inlet, Receiver},
-        lifecycle::{Cause, Group, OnPanic},
+        lifecycle::{Cause, Group, OnPanic, Panics, Stop},
         limits::WORKER_STACK_BYTES,
         sync::atomic::Ordering,
     },
@@ -25,6 +25,7 @@ use crate::{
         keeper::{self, Watch},
         pager::{self, Errand, PagerHandle},
         roster::Roster,
+        state::{Spaces, Which},
         vault::Job,
         writer::{Command, Waker, Writer, WriterHandle, WriterParts},
     },
@@ -43,6 +44,19 @@ pub(super) struct Threads {
 }
 
 impl Threads {
+    /// None but the writers, which run.
+    pub(super) fn new(stop: &Stop, panics: &Panics, writers: Group) -> Threads {
+        let group = || Group::new(stop.clone(), Arc::clone(panics));
+        Threads {
+            listeners: Vec::new(),
+            acceptors: group(),
+            keeper: group(),
+            committer: group(),
+            pager: group(),
+            writers,
+        }
+    }
+
     /// Starts the committer, if there is a store, and the pager.
     pub(super) fn serve_store(
         &mut self,
@@ -109,6 +123,9 @@ impl Threads {
         shared.drained.store(true, Ordering::Relaxed);
         drop(shared.keeper.offer(Watch { connection: Weak::new(), at_ms: 0 }));
         late.extend(keeper.join(last));
+        // Handlers may still change the state, which is then stored.
+        let left = last.max(clock.now() + LAST_MOMENT).saturating_duration_since(clock.now());
+        late.extend(shared.pool.stop(left).late);
         shared.vault.send(Job::Stop);
         late.extend(committer.join(last.max(clock.now()) + STORE_MOMENT));
         shared.pager.send(Errand::Stop);
@@ -155,16 +172,24 @@ pub(super) fn bind_all(listen: &[String]) -> Result<Vec<(TcpListener, SocketAddr
         .collect()
 }
 
-/// Starts the writers. On an error, those in `handles` run and are to be ended.
 /// What all writers are made of.
-pub(super) type Common<'a> =
-    (&'a Config, &'a Clock, &'a Arc<Metrics>, &'a Inlet<Watch>, &'a Arc<Roster>, &'a PagerHandle);
+pub(super) struct Common<'a> {
+    pub(super) config: &'a Config,
+    pub(super) clock: &'a Clock,
+    pub(super) metrics: &'a Arc<Metrics>,
+    pub(super) keeper: &'a Inlet<Watch>,
+    pub(super) roster: &'a Arc<Roster>,
+    pub(super) pager: &'a PagerHandle,
+    pub(super) spaces: &'a Spaces,
+}
 
+/// Starts the writers. On an error, those in `handles` run and are to be ended.
 pub(super) fn start_writers(
     group: &mut Group,
     handles: &mut Vec<WriterHandle>,
-    (config, clock, metrics, keeper, roster, pager): Common<'_>,
+    common: &Common<'_>,
 ) -> Result<(), StartError> {
+    let Common { config, clock, metrics, keeper, roster, pager, spaces } = *common;
     for index in 0..config.writers {
         let (inlet, inbox) = lane::open(lane::COMMANDS);
         let waker = Waker::new().map_err(|source| StartError::Bell { writer: index, source })?;
@@ -178,6 +203,7 @@ pub(super) fn start_writers(
             settings: config.connections,
             acks: config.acks,
             pager: pager.clone(),
+            spaces: Which::ALL.map(|which| Arc::clone(spaces.space(which))),
             clock: clock.clone(),
             metrics: Arc::clone(metrics),
         };
@@ -214,7 +240,7 @@ fn spawn(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::lifecycle::{Panics, Stop};
+    use crate::state::Space;
 
     #[test]
     fn writers_that_were_started_in_vain_end() {
@@ -226,8 +252,11 @@ mod tests {
         let roster = Arc::new(Roster::new(Arc::clone(&metrics)));
         let (errands, _errands) = lane::open(lane::PAGES);
         let pager = PagerHandle::new(errands);
-        let common = (&config, &clock, &metrics, &keeper, &roster, &pager);
-        start_writers(&mut group, &mut handles, common).unwrap();
+        let spaces = Spaces::new(Space::of_test(3), &config.state, 3);
+        let (config, clock, metrics) = (&config, &clock, &metrics);
+        let (keeper, roster, pager, spaces) = (&keeper, &roster, &pager, &spaces);
+        let common = Common { config, clock, metrics, keeper, roster, pager, spaces };
+        start_writers(&mut group, &mut handles, &common).unwrap();
         let late = end_writers(&handles, group, clock.now() + Duration::from_secs(30));
         assert_eq!(late, [""; 0]);
     }

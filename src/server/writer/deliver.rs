@@ -5,13 +5,16 @@
 use std::sync::Arc;
 
 use super::{
-    ARENA_BYTES, Peer, Writer,
+    ARENA_BYTES, Peer, View, Writer,
     peer::{Following, Parked, Part, PartKind},
 };
 use crate::{
     base::{limits::TURN_BYTES, lock},
     metrics::labels::Closed,
-    server::connection::{Bye, Connection, Phase},
+    server::{
+        connection::{Bye, Connection, Phase},
+        state::Which,
+    },
     topic::{Copied, Topic},
     wire::{
         codes::{CloseCode, GapReason},
@@ -66,6 +69,7 @@ impl Writer {
     }
 
     pub(super) fn drop_follows(&mut self, index: usize) {
+        self.drop_watches(index);
         let peer = &mut self.peers[index];
         peer.behind.clear();
         peer.window_full.clear();
@@ -134,7 +138,8 @@ impl Writer {
 
     pub(super) fn queue_lagging(&mut self, index: usize) {
         let peer = &mut self.peers[index];
-        if !peer.lagging && !peer.is_stalled() && !peer.behind.is_empty() {
+        let is_behind = !peer.behind.is_empty() || peer.is_behind_in_state();
+        if !peer.lagging && !peer.is_stalled() && is_behind {
             peer.lagging = true;
             self.lagging.push_back(index);
         }
@@ -142,8 +147,10 @@ impl Writer {
 
     /// Gives the followers at the tail of each topic that has news one batch of it.
     pub(super) fn deliver_news(&mut self) {
-        // Those who are behind get at least half of a turn.
-        let bytes_max = if self.lagging.is_empty() { ARENA_BYTES } else { ARENA_BYTES / 2 };
+        // States and those who are behind get at least half of a turn.
+        let has_states = self.views.iter().any(View::is_busy);
+        let is_alone = self.lagging.is_empty() && !has_states;
+        let bytes_max = if is_alone { ARENA_BYTES } else { ARENA_BYTES / 2 };
         for _ in 0..self.ready.len() {
             if bytes_max <= self.arena.len() {
                 return;
@@ -247,8 +254,10 @@ impl Writer {
 
     /// Gives each peer that is behind and has room one batch of what it lacks.
     pub(super) fn deliver_backlogs(&mut self) {
+        // One of them is served in any case.
+        let bytes_max = ARENA_BYTES.max(self.arena.len() + 1);
         for _ in 0..self.lagging.len() {
-            if ARENA_BYTES <= self.arena.len() {
+            if bytes_max <= self.arena.len() {
                 return;
             }
             let Some(index) = self.lagging.pop_front() else { return };
@@ -267,6 +276,12 @@ impl Writer {
                 let Some(feed_index) = peer.behind.pop_front() else { break };
                 peer.behind.push_back(feed_index);
                 self.catch_up(index, feed_index);
+            }
+            for which in Which::ALL {
+                let watcher = self.peers[index].watchers[which as usize].as_ref();
+                if watcher.is_some_and(|watcher| watcher.is_behind()) {
+                    self.catch_up_state(index, which);
+                }
             }
             self.queue_lagging(index);
         }

@@ -20,6 +20,7 @@
 //! (`keeper`).
 
 pub(crate) mod acks;
+mod circles;
 mod crowd;
 mod deliver;
 mod feed;
@@ -28,6 +29,7 @@ mod pages;
 mod peer;
 mod send;
 mod waker;
+mod watch;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -41,8 +43,14 @@ use slab::Slab;
 pub(crate) use self::{
     acks::{AckCell, not_acking, not_sent},
     waker::Waker,
+    watch::{UnwatchOrder, WatchOrder},
 };
-use self::{crowd::Crowd, feed::Feed, peer::Peer};
+use self::{
+    circles::View,
+    crowd::Crowd,
+    feed::Feed,
+    peer::{PartKind, Peer},
+};
 use crate::{
     base::{
         clock::Clock,
@@ -58,7 +66,9 @@ use crate::{
         keeper::Watch,
         pager::{BurialDone, PageDone, PageFor, PagerHandle},
         roster::Roster,
+        state::Which,
     },
+    state::Space,
     topic::{Start, Topic},
     wire::request::SlowPolicy,
 };
@@ -83,6 +93,12 @@ pub(crate) enum Command {
     Wake(Arc<Topic>),
     /// A connection has acknowledged something that a cursor of it waits for.
     Acked { connection: u64 },
+    /// A state has news.
+    WakeState(Which),
+    /// A connection watches keys of a state.
+    Watch(Which, Box<WatchOrder>),
+    /// It does not watch them any more.
+    Unwatch(Which, Box<UnwatchOrder>),
     /// A connection has acknowledged an event of a topic that a pattern brought.
     AckTopic(Box<AckTopic>),
     /// A page of history has come from disk.
@@ -216,6 +232,8 @@ pub(crate) struct Writer {
     feeds: Slab<Feed>,
     /// Feeds by the address of their topic, which they keep alive.
     by_topic: HashMap<usize, usize>,
+    /// The states, and who watches them here.
+    views: [View; 2],
     /// Feeds with news for the followers that stand at the tail.
     ready: VecDeque<usize>,
     /// Peers with cursors behind the tail and room in their socket.
@@ -253,6 +271,8 @@ pub(crate) struct WriterParts {
     pub(crate) settings: ConnectionSettings,
     pub(crate) acks: AckSettings,
     pub(crate) pager: PagerHandle,
+    /// By [`Which`].
+    pub(crate) spaces: [Arc<Space>; 2],
     pub(crate) clock: Clock,
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -275,6 +295,7 @@ impl Writer {
             settings,
             acks,
             pager,
+            spaces,
             clock,
             metrics,
         } = parts;
@@ -291,6 +312,7 @@ impl Writer {
             by_connection: HashMap::new(),
             feeds: Slab::new(),
             by_topic: HashMap::new(),
+            views: spaces.map(View::new),
             ready: VecDeque::new(),
             lagging: VecDeque::new(),
             touched: Vec::new(),
@@ -332,7 +354,8 @@ impl Writer {
 
     /// Waits for a command if there is nothing else to do; looks after full sockets meanwhile.
     fn rest(&mut self) {
-        let busy = !self.ready.is_empty() || !self.lagging.is_empty();
+        let has_states = self.views.iter().any(View::is_busy);
+        let busy = has_states || !self.ready.is_empty() || !self.lagging.is_empty();
         if !self.stalled.is_empty() {
             self.look_after_stalled(busy);
         } else if !busy {
@@ -352,6 +375,7 @@ impl Writer {
     fn turn(&mut self) {
         self.arena.clear();
         self.deliver_news();
+        self.deliver_states();
         self.deliver_backlogs();
         self.send_touched();
         // One huge event needs no memorial.
@@ -374,6 +398,9 @@ impl Writer {
             Command::Unfollow(unfollow) => self.unfollow(&unfollow),
             Command::Settings(settings) => (self.settings, self.acks) = *settings,
             Command::Acked { connection } => self.acked(connection),
+            Command::WakeState(which) => self.wake_state(which),
+            Command::Watch(which, order) => self.begin_watch(which, *order),
+            Command::Unwatch(which, order) => self.end_watch(which, &order),
             Command::AckTopic(ack) => self.ack_topic(&ack),
             Command::Page(page) => self.page(*page),
             Command::Buried(done) => self.buried(&done),

@@ -11,7 +11,8 @@ use crate::{
     name::Pattern,
     server::{
         connection::Connection,
-        writer::{By, Follow, acks::Acks},
+        state::Which,
+        writer::{By, Follow, acks::Acks, watch::Watcher},
     },
     wire::request::SlowPolicy,
 };
@@ -38,6 +39,8 @@ pub(super) struct Peer {
     /// Feeds in which this peer is behind.
     pub(super) behind: VecDeque<usize>,
     pub(super) patterns: HashMap<u64, PatternState>,
+    /// Its place in each state that it watches.
+    pub(super) watchers: [Option<Box<Watcher>>; 2],
     /// Cursors whose events must be acknowledged.
     pub(super) acking: usize,
     /// Feeds in which its window is full.
@@ -84,6 +87,8 @@ pub(super) enum PartKind {
     /// Events of `feed` after `from` up to `to`: what is not sent is not lost, the cursor goes
     /// back.
     Events { feed: usize, from: u64, to: u64 },
+    /// Changes of a state after version `from`: what is not sent is newer the next time.
+    States { which: Which, is_starting: bool, from: u64, count: u64 },
     /// A notice that must be kept if it is not sent.
     Notice,
 }
@@ -145,6 +150,7 @@ impl Peer {
             follows: HashMap::new(),
             behind: VecDeque::new(),
             patterns: HashMap::new(),
+            watchers: [None, None],
             acking: 0,
             window_full: Vec::new(),
             paging: 0,

@@ -11,7 +11,8 @@ use super::{
 use crate::{
     base::{lock, sync::atomic::Ordering},
     metrics::labels::{Closed, Transport},
-    server::{connection::Bye, keeper::Watch, relay::grace_deadline_ms},
+    server::{connection::Bye, keeper::Watch, relay::grace_deadline_ms, state::Which},
+    state::version_of,
     wire::frame,
 };
 
@@ -175,11 +176,17 @@ impl Writer {
                 }
             }
         }
-        let events = self.peers[index].parts.iter().map(|part| match part.kind {
-            PartKind::Events { from, to, .. } => to - from,
-            PartKind::Notice => 0,
-        });
-        let events = events.sum::<u64>();
+        let (mut events, mut states) = (0, 0);
+        for part in &self.peers[index].parts {
+            match part.kind {
+                PartKind::Events { from, to, .. } => events += to - from,
+                PartKind::States { count, .. } => states += count,
+                PartKind::Notice => {}
+            }
+        }
+        if 0 < states {
+            self.metrics.state_sent.add(states);
+        }
         if 0 < events {
             self.metrics.delivered.add(Transport::WebSocket, events);
         }
@@ -196,12 +203,24 @@ impl Writer {
         let mut back: Vec<(usize, u64)> = Vec::new();
         let mut gone: Vec<(usize, u64)> = Vec::new();
         let mut untouched = Vec::new();
+        let mut states: Vec<(Which, u64, bool)> = Vec::new();
         for part in std::mem::take(&mut peer.parts) {
             let bytes = &self.arena[part.range.clone()];
             let taken = sent.saturating_sub(before).min(bytes.len());
             before += bytes.len();
             match part.kind {
                 PartKind::Notice => peer.unsent.extend_from_slice(&bytes[taken..]),
+                PartKind::States { count, .. } if taken == bytes.len() => {
+                    self.metrics.state_sent.add(count);
+                }
+                PartKind::States { which, .. }
+                    if states.iter().any(|(gone, ..)| *gone == which) => {}
+                PartKind::States { which, is_starting, from, .. } => {
+                    let (frames, end) = whole_frames(bytes, taken);
+                    peer.unsent.extend_from_slice(&bytes[taken..end]);
+                    self.metrics.state_sent.add(frames);
+                    states.push((which, last_version(&bytes[..end]).unwrap_or(from), is_starting));
+                }
                 PartKind::Events { feed, from, to } if taken == bytes.len() => {
                     delivered += to - from;
                     gone.push((feed, to));
@@ -236,6 +255,9 @@ impl Writer {
                 self.leave_group(index, feed, slot);
             }
             self.fall_behind(index, feed, cursor);
+        }
+        for (which, at, is_starting) in states {
+            self.take_back(index, which, at, is_starting);
         }
         // Those that got nothing come first next time, so that one busy topic cannot keep the
         // others of its peer waiting for ever.
@@ -417,6 +439,16 @@ fn whole_frames(bytes: &[u8], taken: usize) -> (u64, usize) {
         frames += 1;
     }
     (frames, end)
+}
+
+/// The version of the last of some `state` frames.
+fn last_version(mut frames: &[u8]) -> Option<u64> {
+    let mut last = None;
+    while !frames.is_empty() {
+        let (own, rest) = frames.split_at(frame::length(frames));
+        (last, frames) = (Some(own), rest);
+    }
+    version_of(last?)
 }
 
 #[cfg(test)]

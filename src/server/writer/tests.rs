@@ -1,6 +1,7 @@
 //! A writer without its thread, turned by hand: what it sends, to whom, and in which order.
 
 mod acks;
+mod watch;
 
 use std::{
     io::Read,
@@ -41,6 +42,7 @@ fn rig() -> Rig {
         settings: ConnectionSettings::default(),
         acks: AckSettings::default(),
         pager: PagerHandle::new(errands),
+        spaces: [Arc::new(Space::of_test(1)), Arc::new(Space::of_test(1))],
         clock: Clock::default(),
         metrics: Arc::default(),
     };

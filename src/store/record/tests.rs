@@ -68,3 +68,34 @@ fn the_time_is_found_behind_any_name() {
         assert_eq!(time_of(&text_frame(text)), None, "{text:?}");
     }
 }
+
+#[test]
+fn a_key_of_the_state_comes_back_and_no_flipped_bit_or_other_key_passes() {
+    let record = StateRecord {
+        key: Name::parse("home/\"x\"").unwrap(),
+        version: u64::MAX - 1,
+        time_ms: 5,
+        expires_unix_ms: Some(7),
+        text: "{\"value\":\"\u{e9}\"}".as_bytes().to_vec(),
+        value: Some(9..13),
+    };
+    let key = record.key.as_str();
+    let bytes = encode_state(&record);
+    assert_eq!(decode_state(key, &bytes), Some(record.clone()));
+    assert_eq!(decode_state("home", &bytes), None);
+    for bit in 0..bytes.len() * 8 {
+        let mut flipped = bytes.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        assert_eq!(decode_state(key, &flipped), None, "bit {bit}");
+    }
+    for len in 0..bytes.len() {
+        assert_eq!(decode_state(key, &bytes[..len]), None, "cut to {len}");
+    }
+    let gone = StateRecord { value: None, expires_unix_ms: None, ..record.clone() };
+    assert_eq!(decode_state(key, &encode_state(&gone)), Some(gone.clone()));
+    // Not what anybody would write: a value that is not all in the text, or half a letter.
+    for value in [9..90, 9..9, 11..12] {
+        let insane = StateRecord { value: Some(value.clone()), ..record.clone() };
+        assert_eq!(decode_state(key, &encode_state(&insane)), None, "{value:?}");
+    }
+}

@@ -5,10 +5,11 @@ use std::{
     time::Duration,
 };
 
-use super::{event, new_topic, position, read_all, run, time};
+use super::{event, new_topic, position, read_all, run, state, time, value};
 use crate::{
     config::Policy,
-    store::{Batch, Keep, Loaded, Pages, Run, TopicId, sim::random},
+    name::Name,
+    store::{Batch, Keep, Loaded, Pages, Run, StateBatch, StateRecord, TopicId, sim::random},
 };
 
 /// All that is stored.
@@ -16,6 +17,9 @@ use crate::{
 pub(super) struct State {
     pub(super) incarnation: u64,
     pub(super) topics: BTreeMap<TopicId, Topic>,
+    pub(super) values: BTreeMap<Name, StateRecord>,
+    /// The epoch, the horizon and the newest version of the shared state, once there is one.
+    pub(super) place: Option<(u64, u64, u64)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +65,24 @@ impl State {
         for topic in self.topics.values_mut() {
             topic.keys.retain(|seq| batch.keys_before_ms <= time(*seq));
         }
+        if let Some(state) = batch.state.as_deref() {
+            self.apply_state(state);
+        }
+    }
+
+    fn apply_state(&mut self, state: &StateBatch) {
+        let StateBatch { epoch, horizon, upto, is_whole, ref changes, ref forgotten } = *state;
+        self.values.retain(|key, _| !is_whole && !forgotten.contains(key));
+        let changes = changes.iter().map(|change| (change.key.clone(), change.clone()));
+        self.values.extend(changes);
+        self.place = Some((epoch.number(), horizon, upto));
+    }
+
+    fn is_state(&self, loaded: &Loaded) -> bool {
+        let Some(state) = &loaded.state else { return self.place.is_none() };
+        let place = (state.epoch.number(), state.horizon, state.upto);
+        let is_same = state.entries.iter().eq(self.values.values());
+        !state.is_damaged && is_same && self.place == Some(place)
     }
 
     fn seen(&self) -> BTreeMap<TopicId, Seen> {
@@ -74,7 +96,9 @@ impl State {
 
     /// Whether a store that was just opened holds exactly this.
     pub(super) fn is(&self, loaded: &Loaded) -> bool {
-        self.incarnation == loaded.incarnation && self.seen() == seen(loaded)
+        self.incarnation == loaded.incarnation
+            && self.seen() == seen(loaded)
+            && self.is_state(loaded)
     }
 
     /// Panics unless every event reads as it was written.
@@ -206,6 +230,30 @@ impl Workload {
         if 4 < state.topics.len() && self.below(3) == 0 {
             batch.forgotten.extend(state.topics.keys().next());
         }
+        if self.below(2) == 0 {
+            batch.state = Some(Box::new(self.change_state(state)));
+        }
+    }
+
+    /// Some keys change, a few are deleted, and of some deletions nothing is left.
+    fn change_state(&mut self, before: &State) -> StateBatch {
+        let (_, horizon, mut version) = before.place.unwrap_or_default();
+        let mut batch = state(Vec::new());
+        batch.is_whole = self.below(12) == 0;
+        if batch.is_whole {
+            batch.changes.extend(before.values.values().cloned());
+        }
+        for _ in 0..=self.below(4) {
+            version += 1;
+            let key = format!("home/{}", self.below(12));
+            batch.changes.push(value(&key, version, self.below(4) == 0));
+        }
+        let gone = before.values.values().find(|entry| entry.value.is_none());
+        let gone = gone.filter(|gone| batch.changes.iter().all(|change| change.key != gone.key));
+        batch.horizon = gone.map_or(horizon, |gone| gone.version.max(horizon));
+        batch.forgotten.extend(gone.map(|gone| gone.key.clone()));
+        batch.upto = version;
+        batch
     }
 }
 

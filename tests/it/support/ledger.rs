@@ -11,6 +11,7 @@ use super::{
     http::Http,
     peer::{Peer, number, seq},
     relay::FEW,
+    values::Values,
 };
 
 /// What ended the relay, and so what must be left.
@@ -35,6 +36,8 @@ struct Receipt {
 /// Everything that clients know.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
+    /// What they know of the state.
+    pub values: Values,
     /// By topic, as told.
     epochs: BTreeMap<String, String>,
     /// Topic and data of all that was sent, whatever became of it.
@@ -131,6 +134,7 @@ impl Ledger {
         for (topic, epoch) in &self.epochs {
             self.judge_topic(&mut peer, (topic, epoch), end, &mut problems);
         }
+        problems.extend(self.values.judge(addr));
         self.judge_consumers(addr, &mut problems);
         for receipt in self.receipts.iter().filter(|receipt| receipt.survives(end)) {
             let Receipt { topic, seq: first, data, key, .. } = receipt;

@@ -4,9 +4,11 @@
 pub mod frame;
 pub mod http;
 pub mod ledger;
+pub mod mirror;
 pub mod node;
 pub mod peer;
 pub mod proxy;
 pub mod relay;
+pub mod values;
 pub mod wait;
 pub mod witness;

@@ -26,7 +26,8 @@ pub struct Relay {
 
 impl Relay {
     /// A relay whose topics are durable by the first segment of their names: `always/#`, where
-    /// `always/few` keeps the last [`FEW`] events, `os/#` and `interval/#`; all others are not.
+    /// `always/few` keeps the last [`FEW`] events, `os/#` and `interval/#`; all others are not. The
+    /// state is durable.
     ///
     /// # Errors
     ///
@@ -107,5 +108,6 @@ pub fn config() -> Config {
         rule("os/#", SyncPolicy::Os, 1_000),
         rule("interval/#", SyncPolicy::Interval, 1_000),
     ];
+    config.state.durable = true;
     config
 }

@@ -176,7 +176,8 @@ impl Relay {
             Request::Hello { .. }
             | Request::Publish(_)
             | Request::History { .. }
-            | Request::Ping => panic!("{text}"),
+            | Request::Ping
+            | Request::State(_) => panic!("{text}"),
         }
     }
 

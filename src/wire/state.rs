@@ -1,0 +1,154 @@
+//! What the relay says about state and presence, as text frames appended to a buffer.
+//!
+//! `state` itself is not here: it is encoded once, when a key changes (`state::Entry`).
+
+use serde::Serialize;
+
+use crate::wire::{codes::Durability, frame, json, position::Epoch};
+
+/// Up to which change of which life of the state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StatePosition {
+    pub epoch: Epoch,
+    pub version: u64,
+}
+
+/// What whoever changes a key learns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stored {
+    pub epoch: Epoch,
+    pub version: u64,
+    pub durability: Durability,
+    /// It was deleted.
+    pub is_deletion: bool,
+}
+
+/// What a watcher learns before anything else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watching {
+    pub epoch: Epoch,
+    /// Up to where the snapshot, or what was missed, goes.
+    pub version: u64,
+    /// What the watcher had does not count any more: a whole snapshot follows.
+    pub reset: bool,
+}
+
+fn push(out: &mut Vec<u8>, body: &impl Serialize) {
+    let text = serde_json::to_vec(body).expect("a reply has only string keys");
+    frame::push_text(out, &text);
+}
+
+/// The facts of `stored` and `deleted`, as HTTP answers them too.
+#[derive(Serialize)]
+pub struct StoredBody {
+    version: u64,
+    epoch: String,
+    durability: &'static str,
+}
+
+impl From<Stored> for StoredBody {
+    fn from(stored: Stored) -> Self {
+        StoredBody {
+            version: stored.version,
+            epoch: stored.epoch.to_string(),
+            durability: stored.durability.as_str(),
+        }
+    }
+}
+
+/// Appends `stored` or `deleted`.
+pub fn stored(out: &mut Vec<u8>, id: u64, stored: &Stored) {
+    #[derive(Serialize)]
+    struct Body {
+        r#type: &'static str,
+        id: u64,
+        #[serde(flatten)]
+        stored: StoredBody,
+    }
+    let r#type = if stored.is_deletion { "deleted" } else { "stored" };
+    push(out, &Body { r#type, id, stored: (*stored).into() });
+}
+
+/// Appends `watching`.
+pub fn watching(out: &mut Vec<u8>, id: Option<u64>, pattern: &str, at: &Watching) {
+    #[derive(Serialize)]
+    struct Body<'a> {
+        r#type: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<u64>,
+        pattern: &'a str,
+        epoch: String,
+        version: u64,
+        reset: bool,
+    }
+    let Watching { epoch, version, reset } = *at;
+    push(out, &Body { r#type: "watching", id, pattern, epoch: epoch.to_string(), version, reset });
+}
+
+/// Appends `synced`.
+pub fn synced(out: &mut Vec<u8>, pattern: &str, version: u64) {
+    #[derive(Serialize)]
+    struct Body<'a> {
+        r#type: &'static str,
+        pattern: &'a str,
+        version: u64,
+    }
+    push(out, &Body { r#type: "synced", pattern, version });
+}
+
+/// Appends `unwatched`.
+pub fn unwatched(out: &mut Vec<u8>, id: Option<u64>, pattern: &str) {
+    #[derive(Serialize)]
+    struct Body<'a> {
+        r#type: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<u64>,
+        pattern: &'a str,
+    }
+    push(out, &Body { r#type: "unwatched", id, pattern });
+}
+
+/// Appends `joined` or `left`.
+pub fn membership(out: &mut Vec<u8>, id: Option<u64>, r#type: &'static str, topic: &str) {
+    #[derive(Serialize)]
+    struct Body<'a> {
+        r#type: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<u64>,
+        topic: &'a str,
+    }
+    push(out, &Body { r#type, id, topic });
+}
+
+/// Writes the body of a list of values: `prefix` (from the opening brace on), then the facts, then
+/// `values`, which are `state` objects joined by commas.
+#[must_use]
+pub fn values_body(prefix: &str, at: &StatePosition, values: &[u8], next: Option<&str>) -> Vec<u8> {
+    let mut body = Vec::with_capacity(prefix.len() + values.len() + 128);
+    body.extend_from_slice(prefix.as_bytes());
+    body.extend_from_slice(format!("\"epoch\":\"{}\",\"version\":", at.epoch).as_bytes());
+    json::push_number(&mut body, at.version);
+    if let Some(next) = next {
+        body.extend_from_slice(b",\"next\":");
+        json::push_string(&mut body, next);
+    }
+    body.extend_from_slice(b",\"values\":[");
+    body.extend_from_slice(values);
+    body.extend_from_slice(b"]}");
+    body
+}
+
+/// Appends `values`.
+pub fn values(
+    out: &mut Vec<u8>,
+    id: Option<u64>,
+    at: &StatePosition,
+    values: &[u8],
+    next: Option<&str>,
+) {
+    let prefix = match id {
+        Some(id) => format!("{{\"type\":\"values\",\"id\":{id},"),
+        None => "{\"type\":\"values\",".to_owned(),
+    };
+    frame::push_text(out, &values_body(&prefix, at, values, next));
+}
