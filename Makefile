@@ -2,11 +2,13 @@
 
 CARGO ?= cargo
 TARGET := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+# The WebSocket that Node 20 has not built in, for the tests of the client for browsers.
+WS := 8.23.0
 STATIC := target/$(TARGET)/release/landline
 
-.PHONY: check format lint test docs bench-once bench static clean
+.PHONY: check format lint test js docs bench-once bench static clean
 
-check: format lint test docs bench-once static
+check: format lint test js docs bench-once static
 
 format: need-rust
 	$(CARGO) fmt --check
@@ -17,6 +19,13 @@ lint: need-rust
 
 test: need-rust
 	$(CARGO) test --locked
+
+# The client for browsers, under Node against the relay. What the tests need beside Node lies in target/js.
+js: need-rust need-node
+	$(CARGO) build --locked
+	@test "$$(cat target/js/node_modules/ws/package.json 2>/dev/null | sed -n 's/.*"version": "\(.*\)".*/\1/p')" = $(WS) || \
+		npm install --prefix target/js --no-save --no-audit --no-fund ws@$(WS)
+	node --test tests/js/
 
 docs: need-rust
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked
@@ -39,6 +48,10 @@ static: need-rust
 clean:
 	$(CARGO) clean
 
-.PHONY: need-rust
+.PHONY: need-rust need-node
 need-rust:
 	@command -v $(CARGO) >/dev/null || { echo "missing: cargo (a Rust toolchain)"; exit 1; }
+
+need-node:
+	@node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' 2>/dev/null && command -v npm >/dev/null || \
+		{ echo "missing: node 20 or newer with npm, for the tests of landline.js"; exit 1; }

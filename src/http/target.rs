@@ -17,6 +17,8 @@ use crate::{
 pub enum Route {
     /// `/`
     Index,
+    /// `/landline.js`
+    Module,
     /// `/v1/topics`
     Topics,
     /// `/v1/consumers`
@@ -70,6 +72,7 @@ impl Route {
         let segments: Vec<&str> = segments.iter().map(|segment| &**segment).collect();
         Ok(match &segments[..] {
             [""] => Route::Index,
+            ["landline.js"] => Route::Module,
             ["ws"] => Route::WebSocket,
             ["healthz"] => Route::Healthz,
             ["readyz"] => Route::Readyz,
@@ -90,6 +93,7 @@ impl Route {
     pub const fn methods(&self) -> &'static [Method] {
         match self {
             Route::Index
+            | Route::Module
             | Route::Topics
             | Route::Consumers
             | Route::Values
@@ -310,6 +314,8 @@ mod tests {
         for (path, route) in [
             ("/", Route::Index),
             ("*", Route::Index),
+            ("/landline.js", Route::Module),
+            ("/landline.js/", Route::Unknown),
             ("/ws", Route::WebSocket),
             ("/healthz", Route::Healthz),
             ("/readyz", Route::Readyz),

@@ -148,6 +148,14 @@ fn respond(
                 .write(out, exchange);
             Ok(200)
         }
+        Route::Module => {
+            // It changes with the relay, and is small: asked for anew, it is never a wrong one.
+            Response::new(200)
+                .cache_control("no-cache")
+                .body("text/javascript; charset=utf-8", MODULE.as_bytes())
+                .write(out, exchange);
+            Ok(200)
+        }
         Route::WebSocket | Route::Unknown => {
             Err(Refusal::new(Code::NotFound, "there is nothing under this path").into())
         }
@@ -155,6 +163,7 @@ fn respond(
 }
 
 const PAGE: &str = include_str!("../web/index.html");
+const MODULE: &str = include_str!("../web/landline.js");
 const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; connect-src 'self'; \
                            base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 

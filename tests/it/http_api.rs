@@ -180,7 +180,7 @@ fn head_and_options_say_what_get_would_and_what_is_allowed() {
     let mut http = node.http();
     http.post(EVENTS, "1");
 
-    for path in ["/healthz", "/v1/topics", EVENTS] {
+    for path in ["/healthz", "/landline.js", "/v1/topics", EVENTS] {
         let get = http.get(path);
         let head = http.request("HEAD", path, &[], "");
         assert_eq!((head.status, get.status), (200, 200), "{path}");
@@ -191,6 +191,25 @@ fn head_and_options_say_what_get_would_and_what_is_allowed() {
         let allow = options.header("allow").unwrap_or_default();
         assert!(allow.contains("GET"), "{path}: {options:?}");
     }
+}
+
+#[test]
+fn the_client_for_browsers_is_served_as_a_module() {
+    let node = Node::start();
+    let mut http = node.http();
+
+    let module = http.get("/landline.js");
+    let origin = "Origin: http://localhost:3000";
+    let from_elsewhere = http.request("GET", "/landline.js", &[origin], "");
+
+    assert_eq!(module.status, 200);
+    assert_eq!(module.header("content-type"), Some("text/javascript; charset=utf-8"));
+    assert_eq!(module.header("x-content-type-options"), Some("nosniff"));
+    assert_eq!(module.header("cache-control"), Some("no-cache"));
+    assert_eq!(module.body, include_str!("../../src/web/landline.js"));
+    // A page of this machine may import it: modules are fetched as CORS says.
+    let allowed = from_elsewhere.header("access-control-allow-origin");
+    assert_eq!(allowed, Some("http://localhost:3000"));
 }
 
 #[test]
