@@ -14,12 +14,19 @@
 #[path = "it/support/mod.rs"]
 pub mod support;
 
-use std::{fs, net::TcpStream, sync::mpsc, time::Duration};
+use std::{
+    fs,
+    io::ErrorKind,
+    net::TcpStream,
+    sync::{Arc, mpsc},
+    time::Duration,
+};
 
 use landline::{
     config::Config,
     server::{RelayEvent, Server},
     state::Update,
+    store::sim::{Fault, SimDisk, Step},
 };
 use serde_json::json;
 
@@ -52,6 +59,7 @@ fn a_relay_within_a_program_serves_it_and_leaves_nothing_behind() {
     neither_a_dropped_relay_nor_one_that_could_not_start_leaves_anything_behind();
     the_program_and_clients_share_the_state();
     the_program_hears_what_happens();
+    the_program_hears_that_the_store_has_failed_and_come_back();
     handlers_are_drained_when_the_relay_stops();
     wait_until("all threads to end", LIMIT, || relay_threads().is_empty());
 }
@@ -148,6 +156,26 @@ fn the_program_hears_what_happens() {
             missing.retain(|what| *what != "offline");
         }
     }
+    assert!(server.stop().late.is_empty());
+}
+
+fn the_program_hears_that_the_store_has_failed_and_come_back() {
+    let disk = SimDisk::default();
+    let mut config = config(&["127.0.0.1:0"]);
+    config.state.durable = true;
+    let server = Server::start_on(config, Arc::new(disk.clone())).expect("start");
+    let (tell, told) = mpsc::sync_channel(100);
+    server.events().subscribe(None, move |event: &RelayEvent| drop(tell.send(event.clone())));
+    server.state().set("lamp", &1).expect("stored");
+
+    let (step, error) = (Step::Sync, ErrorKind::Other);
+    disk.fail(Some(Fault { step, nth: 1, error, forever: false }));
+    server.state().set("lamp", &2).expect_err("the disk fails");
+
+    let event = told.recv_timeout(LIMIT).expect("the store has failed");
+    assert!(matches!(&event, RelayEvent::StoreFailed { why } if !why.is_empty()), "{event:?}");
+    assert_eq!(told.recv_timeout(LIMIT), Ok(RelayEvent::StoreRecovered));
+    server.state().set("lamp", &3).expect("stored");
     assert!(server.stop().late.is_empty());
 }
 

@@ -247,6 +247,11 @@ impl Pool {
         }
     }
 
+    /// Counts a panic that whoever runs on this pool has contained by itself.
+    pub(crate) fn count_panic(&self) {
+        self.shared.count_panic();
+    }
+
     /// How many workers there are.
     #[must_use]
     pub fn workers(&self) -> usize {

@@ -97,6 +97,7 @@ impl Inner {
         {
             // Relaxed: a counter.
             self.panicked.fetch_add(1, Ordering::Relaxed);
+            self.pool.count_panic();
             let (id, filter) = (handler.id, handler.filter.as_str());
             log::error!("a handler of the state panicked subscription={id} filter={filter:?}");
         }

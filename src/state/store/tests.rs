@@ -71,7 +71,8 @@ fn of_several_handlers_on_one_key_the_others_stay_when_one_goes() {
 
 #[test]
 fn a_handler_that_panics_is_counted_and_costs_the_others_nothing() {
-    let store = StateStore::alone(pool(1));
+    let pool = pool(1);
+    let store = StateStore::alone(Arc::clone(&pool));
     let broken = store.subscribe("a", |_| panic::panic_any("on purpose")).unwrap();
     let (_id, calls) = recorder(&store, "a");
     for value in 1..=3_u64 {
@@ -79,6 +80,7 @@ fn a_handler_that_panics_is_counted_and_costs_the_others_nothing() {
         assert_eq!(next(&calls).1, Some(value));
     }
     assert_eq!((store.panicked(), store.subscriptions()), (3, 2));
+    assert_eq!(pool.stats().panicked, 3, "the operator sees them too");
     assert!(store.unsubscribe(broken));
 }
 
