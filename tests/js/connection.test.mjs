@@ -6,7 +6,7 @@ import test from 'node:test'
 import { gzipSync } from 'node:zlib'
 import { LandlineError, connect } from '../../src/web/landline.js'
 import {
-  WebSocket, client, isOpen, pause, proxy, relay, root, scripted, until,
+  WebSocket, client, isOpen, proxy, relay, root, scripted, until,
 } from './support.mjs'
 
 test('the module is small', () => {
@@ -119,7 +119,7 @@ test('the network is back, or the page is seen again: it tries at once', async t
   }
   // While there is a connection, they are a reason to look whether it lives.
   const { age } = relayed
-  await pause(30)
+  await until('some silence', () => relayed.age > 30)
   occasions[0]()
   await until('the answer to a ping', () => relayed.age < 25)
   relayed.close()
@@ -139,7 +139,8 @@ test('a connection that has gone silent is noticed and replaced', async t => {
   relayed.on('state', ({ state, reason }) => changes.push(state + (reason ? `: ${reason}` : '')))
   await isOpen(relayed)
   // Pings keep a connection that lives.
-  await pause(600)
+  const before = between.sent
+  await until('five pings', () => between.sent >= before + 5)
   assert.deepEqual(changes, ['open'])
 
   between.stalls = true
@@ -185,9 +186,9 @@ test('what must not be done twice is not: its caller is told that nobody knows',
 
 test('a publish is not sent again when its key may be forgotten', async t => {
   const its = await scripted(t, ({ message, socket }) => {
-    if (message.type === 'publish') setTimeout(() => socket.terminate(), 60)
+    if (message.type === 'publish') socket.terminate()
   })
-  const relayed = client(t, its.url, { resendWithin: 50 })
+  const relayed = client(t, its.url, { resendWithin: 0 })
   await assert.rejects(relayed.publish('a', 1), { code: 'unknown' })
 })
 

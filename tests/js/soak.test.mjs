@@ -3,7 +3,7 @@ import assert from 'node:assert/strict'
 import test from 'node:test'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
-import { client, durable, pause, proxy, range, relay, until } from './support.mjs'
+import { client, durable, pace, proxy, range, relay, until } from './support.mjs'
 
 setFlagsFromString('--expose-gc')
 const gc = runInNewContext('gc')
@@ -13,7 +13,7 @@ const TOPICS = 4
 const heap = async () => {
   for (const _ of range(1, 4)) {
     gc()
-    await pause(5)
+    await new Promise(setImmediate)
   }
   return process.memoryUsage().heapUsed
 }
@@ -48,13 +48,14 @@ test(`${LOSSES} lost connections`, { timeout: 80_000 }, async t => {
         writer.publish(`log/${topic}`, count).catch(error => failures.push(error))
       }
       writer.set(`at/${count % 10}`, count).catch(error => failures.push(error))
-      await pause(1)
+      await pace()
       if (writer.queued > 3000) await until('room', () => writer.queued < 1000)
     }
   })()
   const rounds = []
   for (const loss of range(1, LOSSES)) {
-    await pause(Math.random() * 60)
+    const moment = count + Math.random() * 50
+    await until('the moment of a loss', () => count > moment)
     between.cut()
     if (loss % 50 === 0) {
       await node.end('SIGKILL')

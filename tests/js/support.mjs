@@ -26,7 +26,8 @@ export async function until(what, condition, limit = LIMIT) {
   }
 }
 
-export const pause = ms => new Promise(resolve => setTimeout(resolve, ms))
+/** The time between two steps of a load. Nothing is awaited with it. */
+export const pace = () => new Promise(resolve => setTimeout(resolve, 1))
 
 /** A relay of its own for one test, which ends with it. */
 export async function relay(test, ...flags) {
@@ -80,7 +81,7 @@ export const isOpen = made => until('the connection', () => made.state === 'open
 /** A TCP proxy: cuts all connections, stalls them, or lets nobody through. */
 export async function proxy(test, port) {
   const pairs = new Set()
-  const its = { refuses: false, stalls: false, accepted: 0 }
+  const its = { refuses: false, stalls: false, accepted: 0, sent: 0 }
   const server = net.createServer(near => {
     if (its.refuses) return near.destroy()
     its.accepted++
@@ -92,6 +93,7 @@ export async function proxy(test, port) {
       far.destroy()
       pairs.delete(pair)
     }
+    near.on('data', () => its.sent++)
     for (const [from, to] of [[near, far], [far, near]]) {
       from.on('data', data => its.stalls || to.write(data))
       from.on('error', end)
