@@ -268,21 +268,28 @@ pub(crate) struct Publisher {
     pub(crate) shared: Arc<Shared>,
 }
 
-impl Confirm for Publisher {
-    fn confirm(&self, request: Option<u64>, outcome: &Result<Receipt, Unstored>) {
+impl Publisher {
+    /// Gives the answer that was promised: what `write` writes, or that nothing was stored.
+    fn answer(&self, request: Option<u64>, is_stored: bool, write: impl FnOnce(&mut Vec<u8>, u64)) {
         let bytes = if request.is_some() { PUBLISHED_BYTES } else { 0 };
         let outbox = &self.connection.outbox;
-        match (outcome, request) {
-            (Ok(receipt), Some(id)) => {
-                outbox.keep_promise(bytes, |out| reply::published(out, id, receipt));
-            }
-            (Ok(_), None) => {}
-            (Err(Unstored), _) => {
-                let refusal = self.shared.vault.unstored();
-                self.shared.metrics.requests_refused.add(refusal.code, 1);
-                outbox.keep_promise(bytes, |out| reply::error(out, request, None, &refusal));
-            }
+        if !is_stored {
+            let refusal = self.shared.vault.unstored();
+            self.shared.metrics.requests_refused.add(refusal.code, 1);
+            outbox.keep_promise(bytes, |out| reply::error(out, request, None, &refusal));
+        } else if let Some(id) = request {
+            outbox.keep_promise(bytes, |out| write(out, id));
         }
+    }
+}
+
+impl Confirm for Publisher {
+    fn confirm(&self, request: Option<u64>, outcome: &Result<Receipt, Unstored>) {
+        self.answer(request, outcome.is_ok(), |out, id| {
+            if let Ok(receipt) = outcome {
+                reply::published(out, id, receipt);
+            }
+        });
     }
 
     fn confirmed(&self) {
@@ -292,19 +299,11 @@ impl Confirm for Publisher {
 
 impl Settle for Publisher {
     fn settle(&self, request: Option<u64>, outcome: &Result<Stored, Unsaved>) {
-        let bytes = if request.is_some() { PUBLISHED_BYTES } else { 0 };
-        let outbox = &self.connection.outbox;
-        match (outcome, request) {
-            (Ok(stored), Some(id)) => {
-                outbox.keep_promise(bytes, |out| wire::state::stored(out, id, stored));
+        self.answer(request, outcome.is_ok(), |out, id| {
+            if let Ok(stored) = outcome {
+                wire::state::stored(out, id, stored);
             }
-            (Ok(_), None) => {}
-            (Err(Unsaved), _) => {
-                let refusal = self.shared.vault.unstored();
-                self.shared.metrics.requests_refused.add(refusal.code, 1);
-                outbox.keep_promise(bytes, |out| reply::error(out, request, None, &refusal));
-            }
-        }
+        });
     }
 
     fn settled(&self) {

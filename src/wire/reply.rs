@@ -63,7 +63,7 @@ impl From<Recovery> for RecoveryBody {
     }
 }
 
-fn push(out: &mut Vec<u8>, body: &impl Serialize) {
+pub(super) fn push(out: &mut Vec<u8>, body: &impl Serialize) {
     let text = serde_json::to_vec(body).expect("a reply has only string keys");
     frame::push_text(out, &text);
 }
@@ -184,8 +184,8 @@ pub fn subscribed_pattern(
     push(out, &Body { r#type: "subscribed", id, topic: pattern, attached, replaced });
 }
 
-/// Appends `unsubscribed`.
-pub fn unsubscribed(out: &mut Vec<u8>, id: Option<u64>, topic: &str) {
+/// Appends `unsubscribed`, `joined` or `left`, whichever `kind` is: what is said of a topic.
+pub fn done_with(out: &mut Vec<u8>, id: Option<u64>, kind: &'static str, topic: &str) {
     #[derive(Serialize)]
     struct Body<'a> {
         r#type: &'static str,
@@ -193,7 +193,7 @@ pub fn unsubscribed(out: &mut Vec<u8>, id: Option<u64>, topic: &str) {
         id: Option<u64>,
         topic: &'a str,
     }
-    push(out, &Body { r#type: "unsubscribed", id, topic });
+    push(out, &Body { r#type: kind, id, topic });
 }
 
 /// Appends `published`.

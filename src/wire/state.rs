@@ -4,7 +4,7 @@
 
 use serde::Serialize;
 
-use crate::wire::{codes::Durability, frame, json, position::Epoch};
+use crate::wire::{codes::Durability, frame, json, position::Epoch, reply::push};
 
 /// Up to which change of which life of the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,11 +31,6 @@ pub struct Watching {
     pub version: u64,
     /// What the watcher had does not count any more: a whole snapshot follows.
     pub reset: bool,
-}
-
-fn push(out: &mut Vec<u8>, body: &impl Serialize) {
-    let text = serde_json::to_vec(body).expect("a reply has only string keys");
-    frame::push_text(out, &text);
 }
 
 /// The facts of `stored` and `deleted`, as HTTP answers them too.
@@ -106,18 +101,6 @@ pub fn unwatched(out: &mut Vec<u8>, id: Option<u64>, pattern: &str) {
         pattern: &'a str,
     }
     push(out, &Body { r#type: "unwatched", id, pattern });
-}
-
-/// Appends `joined` or `left`.
-pub fn membership(out: &mut Vec<u8>, id: Option<u64>, r#type: &'static str, topic: &str) {
-    #[derive(Serialize)]
-    struct Body<'a> {
-        r#type: &'static str,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        id: Option<u64>,
-        topic: &'a str,
-    }
-    push(out, &Body { r#type, id, topic });
 }
 
 /// Writes the body of a list of values: `prefix` (from the opening brace on), then the facts, then

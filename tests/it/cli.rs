@@ -14,24 +14,10 @@ use landline::{
 };
 
 use crate::{
-    client_support::{Relay, run, spawn},
+    client_support::{Relay, fails, run, spawn, succeeds},
     loss::wait_for_stall,
     support::node::Node,
 };
-
-#[track_caller]
-fn succeeds(url: &str, arguments: &[&str], input: &str) -> String {
-    let (code, out, err) = run(url, arguments, input);
-    assert_eq!(code, Some(0), "{arguments:?}: {err}");
-    out
-}
-
-#[track_caller]
-fn fails(url: &str, arguments: &[&str], code: i32) -> String {
-    let (found, out, err) = run(url, arguments, "");
-    assert_eq!(found, Some(code), "{arguments:?}: {out} {err}");
-    err
-}
 
 #[test]
 fn what_is_published_is_printed_in_each_format() {

@@ -6,23 +6,9 @@ use landline::base::lane::{self, Lane, WhenFull};
 use serde_json::Value;
 
 use crate::{
-    client_support::{LIMIT, Peer, Relay, Scripted, run, spawn},
+    client_support::{LIMIT, Peer, Relay, Scripted, fails, run, spawn, succeeds},
     support::wait::wait_until,
 };
-
-#[track_caller]
-fn succeeds(url: &str, arguments: &[&str], input: &str) -> String {
-    let (code, out, err) = run(url, arguments, input);
-    assert_eq!(code, Some(0), "{arguments:?}: {err}");
-    out
-}
-
-#[track_caller]
-fn fails(url: &str, arguments: &[&str], code: i32) -> String {
-    let (found, out, err) = run(url, arguments, "");
-    assert_eq!(found, Some(code), "{arguments:?}: {out} {err}");
-    err
-}
 
 #[test]
 fn a_value_is_set_and_printed_in_each_format() {

@@ -256,3 +256,17 @@ pub(crate) fn spawn(url: &str, arguments: &[&str]) -> Child {
         .spawn()
         .expect("the program starts")
 }
+
+#[track_caller]
+pub(crate) fn succeeds(url: &str, arguments: &[&str], input: &str) -> String {
+    let (code, out, err) = run(url, arguments, input);
+    assert_eq!(code, Some(0), "{arguments:?}: {err}");
+    out
+}
+
+#[track_caller]
+pub(crate) fn fails(url: &str, arguments: &[&str], code: i32) -> String {
+    let (found, out, err) = run(url, arguments, "");
+    assert_eq!(found, Some(code), "{arguments:?}: {out} {err}");
+    err
+}

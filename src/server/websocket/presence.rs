@@ -57,7 +57,7 @@ impl Session {
 
     fn say(&mut self, id: Option<u64>, what: &'static str, topic: &Name) {
         if id.is_some() {
-            self.line.reply(|out| wire::state::membership(out, id, what, topic.as_str()));
+            self.line.reply(|out| wire::reply::done_with(out, id, what, topic.as_str()));
         }
     }
 }

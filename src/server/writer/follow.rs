@@ -281,7 +281,9 @@ impl Writer {
             None => self.end_pattern(index, *subscription),
         }
         if !quiet {
-            self.control(index, |out| reply::unsubscribed(out, *request, filter.as_str()));
+            self.control(index, |out| {
+                reply::done_with(out, *request, "unsubscribed", filter.as_str())
+            });
         }
     }
 
