@@ -20,6 +20,11 @@ pub const HISTORY_BYTES_MAX: usize = 1024 * 1024;
 /// Most topics that the `positions` of one pattern subscription may list.
 pub const POSITIONS_MAX: usize = 10_000;
 
+/// Most topics of one stream of server-sent events: the id of each event has a place for all.
+pub const STREAM_TOPICS_MAX: usize = 512;
+/// Most bytes that one topic takes in such an id.
+pub const MARK_BYTES_MAX: usize = 25;
+
 /// Largest `info` of a presence, in bytes of JSON.
 pub const INFO_BYTES_MAX: usize = 1_024;
 /// Longest life of a key that expires: a year.
@@ -70,6 +75,8 @@ pub const BUS_WORKERS_DEFAULT: NonZeroUsize = NonZeroUsize::new(2).expect("two i
 /// How long a `bus::Pool` that nobody stopped may take to run its jobs when it is dropped.
 pub const POOL_DROP_LIMIT: Duration = Duration::from_secs(1);
 
+// A browser sends the id back in a header field, beside the others.
+const _: () = assert!(STREAM_TOPICS_MAX * MARK_BYTES_MAX <= HEAD_BYTES_MAX - 3 * 1024);
 // A reply of any size must fit into an outbox that is empty.
 const _: () = assert!(SEGMENT_BYTES <= TURN_BYTES);
 const _: () = assert!(HISTORY_EVENTS_MAX <= 1_000);

@@ -16,7 +16,8 @@
 //! # Not here
 //!
 //! What a route does, time-outs, and when a connection is closed (`server`). Chunked answers: a
-//! body is whole when it is sent. TLS, HTTP/2, compression, ranges.
+//! body is whole when it is sent, or is a stream that the end of the connection ends. TLS, HTTP/2,
+//! compression, ranges.
 
 pub mod authority;
 pub mod body;
@@ -26,6 +27,7 @@ pub mod field;
 pub mod head;
 pub mod origin;
 pub mod response;
+pub mod stream;
 pub mod target;
 pub mod upgrade;
 

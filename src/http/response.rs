@@ -1,4 +1,4 @@
-//! Answers: a status, header fields and a whole body, appended to a buffer.
+//! Answers: a status, header fields and a body, appended to a buffer.
 //!
 //! Every answer says `nosniff`, so that no browser takes data for a page, and `no-store` unless it
 //! says otherwise. There is no `Date`: nothing here may be cached, so nobody computes its age.
@@ -80,7 +80,15 @@ pub struct Response<'a> {
     /// Further lines, each ended.
     lines: Vec<u8>,
     content_type: Option<&'a str>,
-    body: &'a [u8],
+    body: Body<'a>,
+}
+
+/// What comes behind the header fields.
+#[derive(Clone, Copy, Debug)]
+enum Body<'a> {
+    Whole(&'a [u8]),
+    /// Whatever comes until the connection ends.
+    Endless,
 }
 
 impl<'a> Response<'a> {
@@ -92,14 +100,20 @@ impl<'a> Response<'a> {
             connection_option: None,
             lines: Vec::new(),
             content_type: None,
-            body: &[],
+            body: Body::Whole(&[]),
         }
     }
 
     pub fn body(mut self, content_type: &'a str, body: &'a [u8]) -> Response<'a> {
         self.content_type = Some(content_type);
-        self.body = body;
+        self.body = Body::Whole(body);
         self
+    }
+
+    /// A body that goes on until the connection ends; no proxy is to keep any of it back.
+    pub fn stream(self, content_type: &'a str) -> Response<'a> {
+        let response = self.header("X-Accel-Buffering", "no");
+        Response { content_type: Some(content_type), body: Body::Endless, ..response }
     }
 
     /// Says something other than `no-store`.
@@ -116,13 +130,22 @@ impl<'a> Response<'a> {
 
     /// Appends the answer to `out`.
     pub fn write(&self, out: &mut Vec<u8>, exchange: &Exchange<'_>) {
-        out.reserve(320 + self.lines.len() + self.body.len());
+        let body = match self.body {
+            Body::Whole(body) => body,
+            Body::Endless => &[],
+        };
+        let is_whole = matches!(self.body, Body::Whole(_));
+        out.reserve(320 + self.lines.len() + body.len());
         out.extend_from_slice(b"HTTP/1.1 ");
         json::push_number(out, self.status.into());
         out.push(b' ');
         out.extend_from_slice(title(self.status).as_bytes());
         out.extend_from_slice(b"\r\nConnection: ");
-        out.extend_from_slice(if exchange.keep_alive { b"keep-alive" } else { b"close" });
+        out.extend_from_slice(if exchange.keep_alive && is_whole {
+            b"keep-alive"
+        } else {
+            b"close"
+        });
         if let Some(option) = self.connection_option {
             out.extend_from_slice(b", ");
             out.extend_from_slice(option.as_bytes());
@@ -140,15 +163,15 @@ impl<'a> Response<'a> {
             push_line(out, "Content-Type", content_type);
         }
         let may_have_body = !matches!(self.status, 100..=199 | 204 | 304);
-        debug_assert!(may_have_body || self.body.is_empty(), "{} has no body", self.status);
-        if may_have_body {
+        debug_assert!(may_have_body || body.is_empty(), "{} has no body", self.status);
+        if may_have_body && is_whole {
             out.extend_from_slice(b"Content-Length: ");
-            json::push_number(out, self.body.len() as u64);
+            json::push_number(out, body.len() as u64);
             out.extend_from_slice(b"\r\n");
         }
         out.extend_from_slice(b"\r\n");
         if may_have_body && !exchange.head_only {
-            out.extend_from_slice(self.body);
+            out.extend_from_slice(body);
         }
     }
 }
@@ -214,7 +237,7 @@ fn write_problem(
     refusal: &Refusal,
 ) {
     #[derive(Serialize)]
-    struct Body<'a> {
+    struct Problem<'a> {
         r#type: &'static str,
         title: &'static str,
         status: u16,
@@ -227,7 +250,7 @@ fn write_problem(
         #[serde(skip_serializing_if = "Option::is_none")]
         version: Option<u64>,
     }
-    let body = Body {
+    let body = Problem {
         r#type: "about:blank",
         title: title(response.status),
         status: response.status,
@@ -242,7 +265,7 @@ fn write_problem(
         response = response.header("Retry-After", &ms.div_ceil(1_000).to_string());
     }
     let body = serde_json::to_vec(&body).expect("a problem has only string keys");
-    let response = Response { content_type: None, body: &[], ..response };
+    let response = Response { content_type: None, body: Body::Whole(&[]), ..response };
     response.body("application/problem+json", &body).write(out, exchange);
 }
 

@@ -1,7 +1,10 @@
 //! The values that metric labels range over.
 
 use super::kinds::Label;
-use crate::wire::codes::{Code, GapReason};
+use crate::wire::{
+    codes::{Code, GapReason},
+    stream::Dialect,
+};
 
 macro_rules! label {
     ($(#[$doc:meta])* $type:ident, $key:literal, {
@@ -32,9 +35,30 @@ macro_rules! label {
 }
 
 label!(
-    /// How an event came in or went out.
+    /// How an event came in.
     Transport, "transport", { WebSocket = "websocket", Http = "http", }
 );
+
+label!(
+    /// How an event went out.
+    Channel, "transport", {
+        WebSocket = "websocket",
+        /// Server-sent events.
+        Sse = "sse",
+        /// Lines of JSON.
+        Ndjson = "ndjson",
+    }
+);
+
+impl From<Dialect> for Channel {
+    fn from(dialect: Dialect) -> Channel {
+        match dialect {
+            Dialect::WebSocket => Channel::WebSocket,
+            Dialect::Sse => Channel::Sse,
+            Dialect::Ndjson => Channel::Ndjson,
+        }
+    }
+}
 
 label!(
     /// Why a connection was turned away before it could say anything.
@@ -71,6 +95,8 @@ label!(
         TooLarge = "too_large",
         /// An HTTP head, body or idle time took too long.
         Deadline = "deadline",
+        /// The stream that it asked for could not begin.
+        Refused = "refused",
         /// The relay stopped.
         Shutdown = "shutdown",
         /// A bug: its thread panicked.

@@ -14,7 +14,7 @@ pub mod kinds;
 pub mod labels;
 
 use kinds::{Counter, CounterBy, Gauge, Sample, Total};
-use labels::{Closed, HttpOutcome, Refused, Transport};
+use labels::{Channel, Closed, HttpOutcome, Refused, Transport};
 
 use crate::wire::codes::{Code, GapReason};
 
@@ -66,8 +66,10 @@ metrics! {
     accept_errors: Counter = "landline_server_accept_errors_total",
         "Accept calls that failed; the acceptor backs off and goes on.";
     upgraded: Counter = "landline_server_websockets_total", "Connections that became WebSockets.";
+    streams: CounterBy<Channel> = "landline_server_streams_total",
+        "Requests that are answered with a stream.";
     disconnects: CounterBy<Closed> = "landline_server_disconnects_total",
-        "WebSocket connections that ended.";
+        "WebSocket connections and streams that ended.";
     http_requests: CounterBy<HttpOutcome> = "landline_http_requests_total",
         "HTTP requests answered, upgrades not counted.";
     received_bytes: Counter = "landline_server_received_bytes_total", "Bytes read from sockets.";
@@ -104,7 +106,7 @@ metrics! {
         "Publishes answered from the dedupe window.";
     dedupe_evicted: Counter = "landline_topic_dedupe_evicted_total",
         "Idempotency keys forgotten before their window ended, for lack of room.";
-    delivered: CounterBy<Transport> = "landline_topic_delivered_total",
+    delivered: CounterBy<Channel> = "landline_topic_delivered_total",
         "Events handed to the kernel, once per subscriber.";
     gaps: CounterBy<GapReason> = "landline_topic_gaps_total", "Gap notices sent.";
     gap_events: CounterBy<GapReason> = "landline_topic_gap_events_total",

@@ -29,6 +29,7 @@ use crate::{
         frame,
         reply::{self, Receipt},
         state::Stored,
+        stream::{self, Dialect, Place},
     },
 };
 
@@ -50,6 +51,8 @@ pub(crate) struct Connection {
     asked_ms: AtomicU64,
     received_bytes: AtomicU64,
     pub(crate) sent_bytes: AtomicU64,
+    /// Set before anything but an HTTP answer is said.
+    dialect: OnceLock<Dialect>,
     reason: OnceLock<Closed>,
 }
 
@@ -62,6 +65,8 @@ pub(crate) enum Phase {
     /// Between requests.
     Idle,
     WebSocket,
+    /// Answering with a stream.
+    Stream,
     /// Said its last word.
     Closing,
 }
@@ -75,7 +80,7 @@ pub(crate) struct State {
 }
 
 impl State {
-    const DEADLINE_BITS: u32 = 62;
+    const DEADLINE_BITS: u32 = 61;
     const DEADLINE_MAX: u64 = (1 << Self::DEADLINE_BITS) - 1;
 
     fn pack(self) -> u64 {
@@ -87,6 +92,7 @@ impl State {
             0 => Phase::Http,
             1 => Phase::Idle,
             2 => Phase::WebSocket,
+            3 => Phase::Stream,
             _ => Phase::Closing,
         };
         Self { phase, deadline_ms: word & Self::DEADLINE_MAX }
@@ -136,6 +142,7 @@ impl Connection {
             asked_ms: AtomicU64::new(now_ms),
             received_bytes: AtomicU64::new(0),
             sent_bytes: AtomicU64::new(0),
+            dialect: OnceLock::new(),
             reason: OnceLock::new(),
         }
     }
@@ -210,6 +217,36 @@ impl Connection {
         self.flush();
     }
 
+    /// Lets a stream's client hear that the line still stands; it can only listen.
+    pub(crate) fn ping_stream(&self, now_ms: u64, unix_ms: u64, outbox_max: usize) {
+        self.pinged_ms.store(now_ms, Ordering::Relaxed);
+        self.outbox.offer(outbox_max, |out| {
+            self.say(out, |out| reply::ping(out, unix_ms));
+        });
+        self.flush();
+    }
+
+    /// Begins to speak `dialect`, for good.
+    pub(crate) fn speak(&self, dialect: Dialect) {
+        _ = self.dialect.set(dialect);
+    }
+
+    pub(crate) fn dialect(&self) -> Dialect {
+        self.dialect.get().copied().unwrap_or(Dialect::WebSocket)
+    }
+
+    /// Appends what `write` appends as text frames, as this connection speaks.
+    pub(crate) fn say(&self, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+        match self.dialect() {
+            Dialect::WebSocket => write(out),
+            dialect @ (Dialect::Sse | Dialect::Ndjson) => {
+                let mut frames = Vec::new();
+                write(&mut frames);
+                dialect.translate(out, &frames, |_| Place::Same);
+            }
+        }
+    }
+
     pub(crate) fn sent_bytes_now(&self) -> u64 {
         self.sent_bytes.load(Ordering::Relaxed)
     }
@@ -242,7 +279,7 @@ impl Connection {
 
     /// As [`Connection::finish`], with a `bye` and a close frame.
     pub(crate) fn say_bye(&self, reason: Closed, deadline_ms: u64, bye: &Bye<'_>) {
-        self.finish(reason, deadline_ms, |out| bye.write(out));
+        self.finish(reason, deadline_ms, |out| bye.write(out, self));
     }
 
     /// Lets go out what was said, and nothing more in: its reader ends at once.
@@ -323,9 +360,15 @@ pub(crate) struct Bye<'a> {
 }
 
 impl Bye<'_> {
-    pub(crate) fn write(&self, out: &mut Vec<u8>) {
-        reply::bye(out, self.reason, self.reconnect_after_ms);
-        frame::push_close(out, self.code, self.text);
+    fn write(&self, out: &mut Vec<u8>, connection: &Connection) {
+        match (connection.dialect(), self.reconnect_after_ms) {
+            (Dialect::Sse, Some(ms)) => stream::retry(out, ms),
+            (Dialect::Sse | Dialect::Ndjson | Dialect::WebSocket, _) => {}
+        }
+        connection.say(out, |out| reply::bye(out, self.reason, self.reconnect_after_ms));
+        if connection.dialect() == Dialect::WebSocket {
+            frame::push_close(out, self.code, self.text);
+        }
     }
 }
 
@@ -338,7 +381,8 @@ pub(crate) fn connection_name(id: u64) -> String {
 mod tests {
     use super::*;
 
-    const PHASES: [Phase; 4] = [Phase::Http, Phase::Idle, Phase::WebSocket, Phase::Closing];
+    const PHASES: [Phase; 5] =
+        [Phase::Http, Phase::Idle, Phase::WebSocket, Phase::Stream, Phase::Closing];
 
     #[test]
     fn a_state_survives_its_word() {

@@ -5,6 +5,7 @@
 use std::{
     cmp::{Ordering, Reverse},
     collections::BinaryHeap,
+    time::Duration,
 };
 
 use crate::{
@@ -85,6 +86,8 @@ pub(crate) enum Step {
     LookAgain(u64),
     /// Send a ping, and look again.
     Ping { asked_ms: u64, again_ms: u64 },
+    /// Let a stream's client hear something, and look again.
+    PingStream { again_ms: u64 },
     /// Say goodbye for having been silent.
     SayBye,
     /// Say that a request took too long, if there is the beginning of one.
@@ -92,6 +95,10 @@ pub(crate) enum Step {
     /// End it now.
     Cut,
 }
+
+/// How often a stream's client hears something. Proxies and clients take 15 s of silence for the
+/// end.
+const STREAM_PING: Duration = Duration::from_secs(12);
 
 /// A deadline can come nearer while nobody looks; such a connection is looked at this often.
 const LOOK_MS: u64 = 1_000;
@@ -107,8 +114,7 @@ pub(crate) fn is_late(due_ms: u64, now_ms: u64) -> bool {
 
 /// Decides what is to be done with a connection at `now_ms`.
 pub(crate) fn step(facts: &Facts, settings: &ConnectionSettings, now_ms: u64) -> Step {
-    let millis =
-        |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let State { phase, deadline_ms } = facts.state;
     match phase {
         Phase::WebSocket => {
@@ -129,6 +135,14 @@ pub(crate) fn step(facts: &Facts, settings: &ConnectionSettings, now_ms: u64) ->
                 return Step::Ping { asked_ms, again_ms };
             }
             Step::LookAgain(ping_ms.min(if asked { dead_ms } else { silent_ms }))
+        }
+        Phase::Stream => {
+            let every_ms = millis(settings.heartbeat.min(STREAM_PING));
+            let ping_ms = facts.pinged_ms.saturating_add(every_ms);
+            if ping_ms <= now_ms {
+                return Step::PingStream { again_ms: now_ms.saturating_add(every_ms) };
+            }
+            Step::LookAgain(ping_ms)
         }
         Phase::Http if deadline_ms <= now_ms => Step::TooSlow,
         _ if deadline_ms <= now_ms => Step::Cut,
@@ -212,6 +226,13 @@ mod tests {
         assert_eq!(look(Phase::Closing, 0, 0, 0), Step::LookAgain(1_000));
         assert_eq!(look(Phase::Closing, 0, 0, 4_500), Step::LookAgain(5_000));
         assert_eq!(look(Phase::Closing, 0, 0, 5_000), Step::Cut);
+    }
+
+    #[test]
+    fn a_stream_is_pinged_within_15_s_and_never_expected_to_answer() {
+        assert_eq!(look(Phase::Stream, 0, 0, 10_000), Step::LookAgain(12_000));
+        assert_eq!(look(Phase::Stream, 0, 0, 12_000), Step::PingStream { again_ms: 24_000 });
+        assert_eq!(look(Phase::Stream, 0, 90_000, 90_001), Step::LookAgain(102_000));
     }
 
     #[test]

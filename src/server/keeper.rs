@@ -110,6 +110,11 @@ fn look_at(
             connection.ping(now_ms, asked_ms, config.connections.max_outbox);
             deadlines.push(again_ms, Weak::clone(weak));
         }
+        Step::PingStream { again_ms } => {
+            let unix_ms = shared.clock.unix_ms();
+            connection.ping_stream(now_ms, unix_ms, config.connections.max_outbox);
+            deadlines.push(again_ms, Weak::clone(weak));
+        }
         Step::SayBye => {
             let deadline_ms = grace_deadline_ms(now_ms);
             let code = CloseCode::HeartbeatMissed;

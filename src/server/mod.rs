@@ -26,6 +26,7 @@ mod requests;
 mod roster;
 mod routes;
 mod state;
+mod stream;
 mod sys;
 mod system;
 mod vault;

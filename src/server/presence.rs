@@ -57,7 +57,8 @@ pub(crate) fn departure(reason: Option<Closed>) -> Option<Departure> {
             | Closed::Unavailable
             | Closed::Slow
             | Closed::Protocol
-            | Closed::TooLarge,
+            | Closed::TooLarge
+            | Closed::Refused,
         )
         | None => Some(Departure::Lost),
     }

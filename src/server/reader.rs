@@ -1,4 +1,5 @@
-//! One connection's reader: HTTP requests, one after the other, until one becomes a WebSocket.
+//! One connection's reader: HTTP requests, one after the other, until one becomes a WebSocket or
+//! is answered with a stream.
 //!
 //! # Threads
 //!
@@ -7,7 +8,7 @@
 //!
 //! # Not here
 //!
-//! What requests do (`routes`, `websocket`); how they are parsed (`http`).
+//! What requests do (`routes`, `websocket`, `stream`); how they are parsed (`http`).
 
 use std::{
     io::Read,
@@ -19,8 +20,9 @@ use crate::{
     http::{
         body::BodyReader,
         error::HttpError,
-        head::{Head, Parsed, Scanner},
+        head::{Head, Method, Parsed, Scanner},
         response::{CONTINUE, Exchange, refuse},
+        stream::{StreamRequest, asked},
         upgrade::Upgrade,
     },
     metrics::labels::Closed,
@@ -31,9 +33,10 @@ use crate::{
         line::{Line, finally},
         relay::Shared,
         routes::{self, Answer},
-        websocket,
+        stream, websocket,
         writer::Command,
     },
+    wire::stream::Dialect,
 };
 
 /// Bytes that one read takes of a head or body.
@@ -54,7 +57,7 @@ pub(crate) fn run(shared: &Arc<Shared>, connection: &Arc<Connection>) {
     };
     connection.command(Command::Detach { connection: connection.id });
     match outcome {
-        Ok(Ended::WebSocket(user)) => farewell(shared, connection, user.as_ref(), reason),
+        Ok(Ended::Session(user)) => farewell(shared, connection, user.as_ref(), reason),
         Ok(Ended::Http) => {}
         Err(panic) => {
             farewell(shared, connection, None, reason);
@@ -65,21 +68,31 @@ pub(crate) fn run(shared: &Arc<Shared>, connection: &Arc<Connection>) {
 
 enum Ended {
     Http,
-    WebSocket(Option<UserName>),
+    Session(Option<UserName>),
+}
+
+/// What a connection becomes after its requests.
+enum Next {
+    /// With what was received behind the request.
+    WebSocket(Vec<u8>),
+    Stream(StreamRequest),
 }
 
 fn serve(mut line: Line) -> Ended {
     match finally(&mut line, serve_http, Line::tell) {
         // The stack that the requests needed is free again before the long life begins.
-        Some(received) => Ended::WebSocket(websocket::serve(line, received)),
+        Some(Next::WebSocket(received)) => Ended::Session(websocket::serve(line, received)),
+        Some(Next::Stream(request)) => {
+            stream::serve(line, request);
+            Ended::Session(None)
+        }
         None => Ended::Http,
     }
 }
 
-/// Serves requests until the connection ends or becomes a WebSocket: then what was received behind
-/// the request is returned.
+/// Serves requests until the connection ends or becomes something else.
 #[inline(never)]
-fn serve_http(line: &mut Line) -> Option<Vec<u8>> {
+fn serve_http(line: &mut Line) -> Option<Next> {
     let mut input = Vec::new();
     let mut scanner = Scanner::default();
     loop {
@@ -98,7 +111,7 @@ fn serve_http(line: &mut Line) -> Option<Vec<u8>> {
             Ok(None) => {}
             Ok(Some(upgrade)) => {
                 become_websocket(line, &upgrade);
-                return Some(input);
+                return Some(Next::WebSocket(input));
             }
             Err(error) => return refuse_and_end(line, &exchange, &error),
         }
@@ -107,6 +120,13 @@ fn serve_http(line: &mut Line) -> Option<Vec<u8>> {
             Ok(None) => return None,
             Err(error) => return refuse_and_end(line, &exchange, &error),
         };
+        match asked(&head) {
+            Ok(Some(request)) if head.method == Method::Get => {
+                return begin_stream(line, &exchange, request);
+            }
+            Ok(_) => {}
+            Err(error) => return refuse_and_end(line, &exchange, &error),
+        }
         let Answer { bytes, status } = routes::answer(line, &head, &exchange, &body);
         routes::count(&line.shared.metrics, status);
         line.reply(|out| out.extend_from_slice(&bytes));
@@ -185,13 +205,32 @@ fn read_more(line: &mut Line, input: &mut Vec<u8>) -> usize {
 
 fn become_websocket(line: &mut Line, upgrade: &Upgrade) {
     line.shared.metrics.upgraded.add(1);
+    announce(line);
+    line.reply(|out| {
+        crate::http::response::switching_protocols(out, &upgrade.accept_key, upgrade.protocol);
+    });
+}
+
+/// Answers with a stream that goes on, or with one that ends at once because the relay stops.
+fn begin_stream(line: &mut Line, exchange: &Exchange<'_>, request: StreamRequest) -> Option<Next> {
+    if let Err(refusal) = line.shared.admit()
+        && request.dialect != Dialect::Sse
+    {
+        return refuse_and_end(line, exchange, &refusal.into());
+    }
+    routes::count(&line.shared.metrics, 200);
+    line.shared.metrics.streams.add(request.dialect.into(), 1);
+    line.connection.speak(request.dialect);
+    announce(line);
+    line.reply(|out| stream::begin(out, exchange, request.dialect));
+    Some(Next::Stream(request))
+}
+
+fn announce(line: &Line) {
     let (connection, peer) = (line.connection.id, line.connection.peer);
     line.shared.happened(|| RelayEvent::ConnectionOpened {
         connection: connection_name(connection),
         peer,
-    });
-    line.reply(|out| {
-        crate::http::response::switching_protocols(out, &upgrade.accept_key, upgrade.protocol);
     });
 }
 
@@ -212,7 +251,8 @@ fn end(line: &mut Line) {
     while let Ok(1..) = line.read(&mut nowhere) {}
 }
 
-/// Says how a WebSocket connection ended: what an operator must know at info, the rest at debug.
+/// Says how a WebSocket connection or a stream ended: what an operator must know at info, the rest
+/// at debug.
 fn farewell(shared: &Shared, connection: &Connection, user: Option<&UserName>, reason: Closed) {
     shared.metrics.disconnects.add(reason, 1);
     shared.connection_ended(connection_name(connection.id), user, reason);

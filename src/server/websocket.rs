@@ -52,7 +52,7 @@ const READ_BUFFER_BYTES: usize = 4 * 1024;
 
 /// One connection's session.
 pub(crate) struct Session {
-    line: Line,
+    pub(super) line: Line,
     user: Option<UserName>,
     /// The user's name as a JSON string, as it goes into events.
     user_json: Option<Vec<u8>>,
@@ -71,7 +71,8 @@ pub(crate) struct Session {
 }
 
 /// How a subscription is to be served.
-struct Terms {
+#[derive(Default)]
+pub(super) struct Terms {
     slow: SlowPolicy,
     acks: Option<Acks>,
 }
@@ -91,25 +92,7 @@ pub(crate) fn serve(line: Line, received: Vec<u8>) -> Option<UserName> {
 /// inlined, here and below, are that for this reason).
 #[inline(never)]
 fn open(line: Line, received: Vec<u8>) -> (Box<Session>, Context) {
-    let session = Box::new(Session {
-        line,
-        user: None,
-        user_json: None,
-        subscriptions: HashMap::new(),
-        next_subscription: 0,
-        topic: None,
-        acking: Acking::default(),
-        publisher: None,
-        watches: HashSet::new(),
-        has_joined: false,
-    });
-    let (shared, connection) = (&session.line.shared, &session.line.connection);
-    connection.enter(Phase::WebSocket, 0);
-    // After entering the phase: a stop that begins now finds it, or is found here.
-    if shared.readiness().is_err() {
-        shared.say_stopping(connection, shared.clock.uptime_ms() + shared.drain_ms());
-        shared.watch(connection, shared.clock.uptime_ms());
-    }
+    let session = Session::begin(line, Phase::WebSocket);
     let max_message = session.line.config().connections.max_message;
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER_BYTES)
@@ -121,6 +104,30 @@ fn open(line: Line, received: Vec<u8>) -> (Box<Session>, Context) {
 }
 
 impl Session {
+    /// A session that lives in `phase` until it says its last word.
+    pub(super) fn begin(line: Line, phase: Phase) -> Box<Session> {
+        let session = Box::new(Session {
+            line,
+            user: None,
+            user_json: None,
+            subscriptions: HashMap::new(),
+            next_subscription: 0,
+            topic: None,
+            acking: Acking::default(),
+            publisher: None,
+            watches: HashSet::new(),
+            has_joined: false,
+        });
+        let (shared, connection) = (&session.line.shared, &session.line.connection);
+        connection.enter(phase, 0);
+        // After entering the phase: a stop that begins now finds it, or is found here.
+        if shared.readiness().is_err() {
+            shared.say_stopping(connection, shared.clock.uptime_ms() + shared.drain_ms());
+            shared.watch(connection, shared.clock.uptime_ms());
+        }
+        session
+    }
+
     fn run(&mut self, context: &mut WebSocketContext) {
         loop {
             match context.read(&mut self.line) {
@@ -213,7 +220,7 @@ impl Session {
     }
 
     #[inline(never)]
-    fn subscribe(
+    pub(super) fn subscribe(
         &mut self,
         id: Option<u64>,
         filter: Filter,
@@ -480,7 +487,7 @@ impl Session {
     }
 
     #[inline(never)]
-    fn leave(&mut self) {
+    pub(super) fn leave(&mut self) {
         self.line.tell();
         self.leave_topics();
         self.acking.clear(&self.line.shared);

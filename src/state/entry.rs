@@ -129,10 +129,10 @@ impl Entry {
     }
 }
 
-/// The version in a frame that an [`Entry`] encoded.
+/// The version in the text of a message that an [`Entry`] encoded.
 #[must_use]
-pub fn version_of(frame: &[u8]) -> Option<u64> {
-    let text = frame::payload(frame).strip_prefix(PREFIX)?;
+pub fn version_in(text: &[u8]) -> Option<u64> {
+    let text = text.strip_prefix(PREFIX)?;
     let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
     std::str::from_utf8(&text[..digits]).ok()?.parse().ok()
 }
@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(entry.value(), Some("[1, 2]"));
         assert_eq!(&text[entry.value_in_text().unwrap()], "[1, 2]");
         assert_eq!(entry.expires, Some(Expiry { uptime_ms: 25, unix_ms: 1_020 }));
-        assert_eq!(version_of(entry.frame()), Some(7));
+        assert_eq!(version_in(entry.text()), Some(7));
         let gone = Entry::new((8, NOW), &key, None, None, Some(20));
         assert!(gone.is_deleted() && gone.expires.is_none());
         let text = r#"{"type":"state","version":8,"key":"home/\"x\"","deleted":true,"time":1000}"#;
@@ -169,7 +169,7 @@ mod tests {
             let key = Name::parse("k").unwrap();
             let entry = Entry::new((u64::MAX, NOW), &key, Some(&value), None, None);
             assert_eq!(entry.value(), Some(value.as_str()));
-            assert_eq!(version_of(entry.frame()), Some(u64::MAX));
+            assert_eq!(version_in(entry.text()), Some(u64::MAX));
             let range = entry.value_in_text();
             let again = Entry::from_text((entry.version, 1_000), entry.text(), range, None);
             assert_eq!(again.value(), Some(value.as_str()));

@@ -20,7 +20,7 @@ mod map;
 mod space;
 mod store;
 
-pub use entry::{Entry, Expiry, Now, version_of};
+pub use entry::{Entry, Expiry, Now, version_in};
 pub use map::{
     ANY_VERSION, Applied, Change, ChangeError, Copied, Limits, Map, Page, Pending, Wanted,
 };

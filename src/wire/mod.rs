@@ -11,7 +11,9 @@
 pub mod codes;
 pub mod frame;
 pub mod json;
+pub mod marks;
 pub mod position;
 pub mod reply;
 pub mod request;
 pub mod state;
+pub mod stream;

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::wire::{
     codes::{Durability, GapReason},
     frame, json,
-    position::{Epoch, Recovery},
+    position::{Epoch, Reason, Recovery},
     request::Refusal,
 };
 
@@ -279,6 +279,60 @@ pub fn pong(out: &mut Vec<u8>, id: Option<u64>, unix_ms: u64) {
         time: u64,
     }
     push(out, &Body { r#type: "pong", id, time: unix_ms });
+}
+
+/// Appends `ping`: the line still stands, for clients that cannot ask.
+pub fn ping(out: &mut Vec<u8>, unix_ms: u64) {
+    #[derive(Serialize)]
+    struct Body {
+        r#type: &'static str,
+        time: u64,
+    }
+    push(out, &Body { r#type: "ping", time: unix_ms });
+}
+
+/// Appends `ready`: a pattern's stream is in the `topics` that there are, and its position follows.
+pub fn ready(out: &mut Vec<u8>, pattern: &str, topics: usize) {
+    #[derive(Serialize)]
+    struct Body<'a> {
+        r#type: &'static str,
+        topic: &'a str,
+        topics: usize,
+    }
+    push(out, &Body { r#type: "ready", topic: pattern, topics });
+}
+
+/// Appends `gap` for a position that could not be met completely; what is missing, as far as it is
+/// known.
+pub fn gap_of_recovery(out: &mut Vec<u8>, topic: &str, recovery: &Recovery) {
+    #[derive(Serialize)]
+    struct Body<'a> {
+        r#type: &'static str,
+        topic: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        from: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        to: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<&'static str>,
+    }
+    let (from, to) = recovery.missing.unzip();
+    let reason = recovery.reason.map(|reason| reason.as_str());
+    push(out, &Body { r#type: "gap", topic, from, to, reason });
+}
+
+/// Appends `gap` for positions in `topics` topics that are not there any more: which they were a
+/// stream of `pattern` does not know.
+pub fn gap_of_topics(out: &mut Vec<u8>, pattern: &str, topics: usize) {
+    #[derive(Serialize)]
+    struct Body<'a> {
+        r#type: &'static str,
+        topic: &'a str,
+        topics: usize,
+        reason: &'static str,
+    }
+    let reason = Reason::EpochChanged.as_str();
+    push(out, &Body { r#type: "gap", topic: pattern, topics, reason });
 }
 
 /// Appends `gap`: events `from..=to` of `topic` that this subscription will never get.

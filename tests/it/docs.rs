@@ -30,6 +30,7 @@ use crate::support::{
     http::request_text,
     node::{Node, Scratch},
     peer::{Incoming, Peer, read_head, tcp},
+    stream::{lines_of, read_lines},
     wait::LIMIT,
 };
 
@@ -76,6 +77,7 @@ fn the_table_of_limits_is_that_of_the_code() {
         ("events in one history", limits::HISTORY_EVENTS_MAX as usize),
         ("bytes of events in one history", limits::HISTORY_BYTES_MAX),
         ("topics in positions", limits::POSITIONS_MAX),
+        ("topics of a pattern's stream", limits::STREAM_TOPICS_MAX),
         ("head of an HTTP request", limits::HEAD_BYTES_MAX),
         ("header fields of an HTTP request", limits::HEADERS_MAX),
     ];
@@ -371,14 +373,15 @@ impl Stage {
             let Some(first) = request.first() else {
                 return Err((rest[0].line, "a request is missing".to_owned()));
             };
-            let found = self.exchange(request).map_err(|why| (first.line, why))?;
+            let found = self.exchange(request, reply).map_err(|why| (first.line, why))?;
             self.compare_reply(reply, &found)?;
         }
         Ok(())
     }
 
-    /// Sends a request over a connection of its own and returns all of the answer.
-    fn exchange(&mut self, request: &[Step]) -> Result<String, String> {
+    /// Sends a request over a connection of its own and returns all of the answer; of a stream as
+    /// many lines as `reply` has.
+    fn exchange(&mut self, request: &[Step], reply: &[Step]) -> Result<String, String> {
         let lines = request.iter().map(|step| self.bindings.fill(step.text[1..].trim()));
         let lines = lines.collect::<Result<Vec<String>, String>>()?;
         let empty = lines.iter().position(String::is_empty).unwrap_or(lines.len());
@@ -396,7 +399,11 @@ impl Stage {
         let text = request_text(addr, method, path, &headers, &body);
         std::io::Write::write_all(&mut stream, text.as_bytes()).expect("send the request");
         let (head, mut rest) = read_head(&mut stream);
-        if !head.starts_with("HTTP/1.1 101 ") {
+        if head.contains("text/event-stream") {
+            let wanted = reply.iter().skip_while(|step| step.text != "<").skip(1);
+            let wanted = wanted.filter(|step| step.text != "<").count();
+            read_lines(&mut stream, &mut rest, wanted);
+        } else if !head.starts_with("HTTP/1.1 101 ") {
             stream.read_to_end(&mut rest).expect("read the body");
         }
         Ok(head + &String::from_utf8_lossy(&rest))
@@ -415,6 +422,14 @@ impl Stage {
                 return Err((line, differs(&expected, &head)));
             }
         }
+        if head.contains("text/event-stream") {
+            for ((line, expected), found) in
+                lines.filter(|line| !line.1.is_empty()).zip(lines_of(found_body))
+            {
+                self.compare_line(expected, found).map_err(|why| (line, why))?;
+            }
+            return Ok(());
+        }
         match lines.next() {
             Some((line, body)) => {
                 let bindings = self.bindings.match_json(body, found_body);
@@ -424,6 +439,22 @@ impl Stage {
             None => return Err((expected[0].line, differs("no body", &found_body))),
         }
         Ok(())
+    }
+}
+
+impl Stage {
+    /// Compares a line of a stream: JSON as JSON, anything else as text.
+    fn compare_line(&mut self, expected: &str, found: &str) -> Result<(), String> {
+        let json = |text| str::strip_prefix(text, "data: ").filter(|text| text.starts_with('{'));
+        if let (Some(expected), Some(found)) = (json(expected), json(found)) {
+            self.bindings = self.bindings.match_json(expected, found)?;
+            return Ok(());
+        }
+        let is_same = match expected.strip_suffix("{*}") {
+            Some(start) => found.starts_with(start),
+            None => self.bindings.fill(expected)? == found,
+        };
+        if is_same { Ok(()) } else { Err(differs(expected, &found)) }
     }
 }
 

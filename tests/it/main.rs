@@ -61,6 +61,10 @@ pub mod sys;
 pub mod http_api;
 pub mod http_state;
 
+pub mod stream;
+pub mod stream_resume;
+pub mod stream_state;
+
 pub mod shutdown;
 
 pub mod client;

@@ -149,7 +149,7 @@ fn say_bye_to_all(shared: &Arc<Shared>, drain: Duration) {
     let deadline_ms = shared.clock.uptime_ms() + window_ms;
     for connection in shared.roster.all() {
         match connection.phase() {
-            Phase::WebSocket => shared.say_stopping(&connection, deadline_ms),
+            Phase::WebSocket | Phase::Stream => shared.say_stopping(&connection, deadline_ms),
             // Nobody waits for an answer, except one that is on its way.
             Phase::Idle => connection.retire(Closed::Shutdown, deadline_ms),
             // Readers look themselves when they have answered, or are asked for a WebSocket.

@@ -95,7 +95,7 @@ impl Session {
         self.line.reply(|out| wire::state::values(out, id, &at, &values, next.as_deref()));
     }
 
-    fn watch(
+    pub(in crate::server) fn watch(
         &mut self,
         request: Option<u64>,
         filter: Filter,

@@ -11,7 +11,7 @@ use std::{
 
 use slab::Slab;
 
-use super::{ARENA_BYTES, PartKind, Writer, peer::Part};
+use super::{ARENA_BYTES, PartKind, Writer, peer::Part, stream::Forms};
 use crate::{
     base::{limits::TURN_BYTES, lock},
     name::{Filter, Name},
@@ -227,7 +227,7 @@ impl Writer {
                 if !range.is_empty() {
                     let count = frame::payloads(&self.arena[range.clone()]).count() as u64;
                     let kind = PartKind::States { which, is_starting: false, from, count };
-                    self.hand_round(which, index, &Part { range, kind });
+                    self.hand_round(which, index, &Part::frames(range, kind));
                 }
             }
             Copied::Lost => {
@@ -241,6 +241,7 @@ impl Writer {
     /// Adds `part` to everybody in a circle's group who can take it; the others fall behind.
     fn hand_round(&mut self, which: Which, circle: usize, part: &Part) {
         let PartKind::States { from, .. } = part.kind else { return };
+        let mut forms = Forms::default();
         let mut slot = 0;
         while let Some(&index) = self.views[which as usize].circles[circle].group.get(slot) {
             if self.peers[index].is_stalled() {
@@ -251,7 +252,8 @@ impl Writer {
                 }
                 continue;
             }
-            self.peers[index].parts.push(part.clone());
+            let own = self.form_of(index, part, &mut forms);
+            self.peers[index].parts.push(own);
             self.touch(index);
             slot += 1;
         }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use super::{
     ARENA_BYTES, Peer, View, Writer,
-    peer::{Following, Parked, Part, PartKind},
+    peer::{At, Following, Parked, Part, PartKind},
+    stream::Forms,
 };
 use crate::{
     base::{limits::TURN_BYTES, lock},
@@ -184,7 +185,7 @@ impl Writer {
                 let more = to < tail.min(upto);
                 if to != from {
                     let kind = PartKind::Events { feed: feed_index, from, to };
-                    self.hand_out(feed_index, from, &Part { range, kind });
+                    self.hand_out(feed_index, from, &Part::frames(range, kind));
                 }
                 more
             }
@@ -202,6 +203,7 @@ impl Writer {
 
     /// Adds `part` to everybody in the feed's group who can take it; the others fall behind.
     fn hand_out(&mut self, feed_index: usize, from: u64, part: &Part) {
+        let mut forms = Forms::default();
         let mut slot = 0;
         while let Some(&index) = self.feeds[feed_index].group.get(slot) {
             let peer = &mut self.peers[index];
@@ -224,8 +226,9 @@ impl Writer {
                 }
                 acks.offer(to);
             }
+            let own = self.form_of(index, part, &mut forms);
             let peer = &mut self.peers[index];
-            peer.parts.push(part.clone());
+            peer.parts.push(own);
             if !peer.touched {
                 peer.touched = true;
                 self.touched.push(index);
@@ -311,7 +314,7 @@ impl Writer {
                 if to != from {
                     let kind = PartKind::Events { feed: feed_index, from, to };
                     let range = start..self.arena.len();
-                    self.peers[index].parts.push(Part { range, kind });
+                    self.peers[index].parts.push(Part::frames(range, kind));
                     self.touch(index);
                 }
                 if let Some(following) = self.peers[index].follows.get_mut(&feed_index) {
@@ -386,7 +389,8 @@ impl Writer {
         reply::gap(&mut self.arena, topic.name().as_str(), from + 1, first - 1, reason);
         let range = start..self.arena.len();
         let peer = &mut self.peers[index];
-        peer.parts.push(Part { range, kind: PartKind::Notice });
+        let at = At::Event { feed: feed_index, seq: first - 1 };
+        peer.parts.push(Part::frames(range, PartKind::Notice(at)));
         if let Some(following) = peer.follows.get_mut(&feed_index) {
             following.cursor = Some(first - 1);
         }

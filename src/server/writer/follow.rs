@@ -17,6 +17,7 @@ use crate::{
         codes::{CloseCode, Code},
         reply::{self, Attachment, Cursor},
         request::Refusal,
+        stream::Dialect,
     },
 };
 
@@ -27,9 +28,13 @@ impl Writer {
             return;
         };
         if let By::Pattern { subscription } = follow.by {
+            let held_max = self.cursors_max(index);
             match self.peers[index].patterns.get_mut(&subscription) {
-                Some(PatternState { held: Some(held), .. }) => return held.push(follow),
-                Some(PatternState { full: false, .. }) => {}
+                // Who comes after one more than there may be changes nothing.
+                Some(PatternState { held: Some(held), .. }) if held.len() <= held_max => {
+                    return held.push(follow);
+                }
+                Some(PatternState { held: None, full: false, .. }) => {}
                 _ => return follow.topic.unfollow(self.index, self.clock.unix_ms()),
             }
         }
@@ -46,7 +51,7 @@ impl Writer {
             return topic.unfollow(self.index, self.clock.unix_ms());
         }
         if let (By::Pattern { subscription }, None) = (*by, existing)
-            && self.settings.max_cursors <= self.peers[index].follows.len()
+            && self.cursors_max(index) <= self.peers[index].follows.len()
         {
             topic.unfollow(self.index, self.clock.unix_ms());
             return self.refuse_cursor(index, topic, subscription);
@@ -146,7 +151,7 @@ impl Writer {
     /// Says that a pattern brings more topics than one connection may follow. Said once: no further
     /// topic comes through that subscription.
     fn refuse_cursor(&mut self, index: usize, topic: &Arc<Topic>, subscription: u64) {
-        let max = self.settings.max_cursors;
+        let max = self.cursors_max(index);
         let Some(state) = self.peers[index].patterns.get_mut(&subscription) else { return };
         if std::mem::replace(&mut state.full, true) {
             return;
@@ -208,6 +213,7 @@ impl Writer {
             feed.at = seq;
         }
         let with_group = at_tail || (feed.at == seq && !feed.group.is_empty());
+        self.tell(index, feed_index, seq);
         let peer = &mut self.peers[index];
         peer.follows.insert(feed_index, following);
         peer.behind.push_back(feed_index);
@@ -235,11 +241,16 @@ impl Writer {
                 open.map(|open| open.pattern.clone())
             }
         };
-        self.control(index, |out| match (by, pattern) {
+        let write = |out: &mut Vec<u8>| match (by, pattern) {
             (By::Name { request, .. }, _) => reply::subscribed(out, request, name, &attachment),
             (_, Some(pattern)) => reply::attached(out, name, pattern.as_str(), &attachment),
             (By::Pattern { .. }, None) => {}
-        });
+        };
+        if self.peers[index].dialect == Dialect::WebSocket {
+            self.control(index, write);
+        } else {
+            self.announce_in_stream(index, name, by, &attachment, write);
+        }
     }
 
     fn feed(&mut self, topic: &Arc<Topic>, at: u64) -> usize {
@@ -255,7 +266,11 @@ impl Writer {
             let held = Some(Vec::new());
             let state =
                 PatternState { pattern, slow, held, feeds: Vec::new(), full: false, window };
-            self.peers[index].patterns.insert(subscription, state);
+            let peer = &mut self.peers[index];
+            peer.patterns.insert(subscription, state);
+            if peer.dialect == Dialect::Sse {
+                peer.told = Some(Box::default());
+            }
         }
     }
 
@@ -263,12 +278,19 @@ impl Writer {
         let &PatternOpened { connection, subscription, request, attached, replaced } = opened;
         let Some(&index) = self.by_connection.get(&connection) else { return };
         let Some(open) = self.peers[index].patterns.get_mut(&subscription) else { return };
-        let held = open.held.take().unwrap_or_default();
         let pattern = open.pattern.clone();
         self.control(index, |out| {
             reply::subscribed_pattern(out, request, pattern.as_str(), attached, replaced);
         });
-        for follow in held {
+        if self.peers[index].told.is_none() {
+            self.release(index, subscription);
+        }
+    }
+
+    /// Lets the topics that a pattern has brought so far in.
+    pub(super) fn release(&mut self, index: usize, subscription: u64) {
+        let open = self.peers[index].patterns.get_mut(&subscription);
+        for follow in open.and_then(|open| open.held.take()).unwrap_or_default() {
             self.follow(follow);
         }
     }

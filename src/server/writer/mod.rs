@@ -28,6 +28,7 @@ mod follow;
 mod pages;
 mod peer;
 mod send;
+mod stream;
 mod waker;
 mod watch;
 
@@ -79,6 +80,10 @@ use crate::{
 pub(crate) enum Command {
     /// A connection begins.
     Attach(Arc<Connection>),
+    /// A connection is answered with a stream; this comes before anything else of it.
+    Speak(Arc<Connection>),
+    /// All topics that a pattern's stream begins with have come.
+    Ready { connection: u64 },
     /// A connection's reader has ended. What still waits is sent, then the connection is dropped.
     Detach { connection: u64 },
     /// A connection follows a topic from a position.
@@ -391,6 +396,8 @@ impl Writer {
             Command::Wake(topic) => self.wake(&topic),
             Command::Flush { connection } => self.flush(connection),
             Command::Attach(connection) => self.attach(connection),
+            Command::Speak(connection) => self.speak(&connection),
+            Command::Ready { connection } => self.ready(connection),
             Command::Detach { connection } => self.detach(connection),
             Command::Follow(follow) => self.follow(*follow),
             Command::OpenPattern(open) => self.open_pattern(*open),

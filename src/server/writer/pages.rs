@@ -110,7 +110,7 @@ impl Writer {
                 self.arena = frames;
                 let kind = PartKind::Events { feed, from: after, to: upto };
                 let peer = &mut self.peers[index];
-                peer.parts.push(Part { range: 0..len, kind });
+                peer.parts.push(Part::frames(0..len, kind));
                 if let Some(following) = peer.follows.get_mut(&feed) {
                     following.cursor = Some(upto);
                     if let Some(acks) = &following.acks {

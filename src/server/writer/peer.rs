@@ -12,9 +12,9 @@ use crate::{
     server::{
         connection::Connection,
         state::Which,
-        writer::{By, Follow, acks::Acks, watch::Watcher},
+        writer::{By, Follow, acks::Acks, stream::Told, watch::Watcher},
     },
-    wire::request::SlowPolicy,
+    wire::{request::SlowPolicy, stream::Dialect},
 };
 
 /// One connection of a writer.
@@ -26,6 +26,9 @@ use crate::{
 /// 3. A feed is in `window_full` if and only if its follow is parked for its window.
 pub(super) struct Peer {
     pub(super) connection: Arc<Connection>,
+    pub(super) dialect: Dialect,
+    /// Where a stream of server-sent events has come to in the topics of its pattern.
+    pub(super) told: Option<Box<Told>>,
     /// Bytes that the socket did not take: the rest of one frame, or of replies.
     pub(super) unsent: Vec<u8>,
     /// How much of `unsent` has gone since.
@@ -77,9 +80,33 @@ pub(super) struct Stall {
 /// Events on their way to one peer.
 #[derive(Clone, Debug)]
 pub(super) struct Part {
-    /// Where they are in the arena.
+    /// Where they are in the arena, or among what is joined.
     pub(super) range: Range<usize>,
     pub(super) kind: PartKind,
+    pub(super) form: Form,
+}
+
+impl Part {
+    /// Text frames in the arena.
+    pub(super) fn frames(range: Range<usize>, kind: PartKind) -> Part {
+        Part { range, kind, form: Form::Frames }
+    }
+
+    pub(super) fn bytes<'a>(&self, arena: &'a [u8], joined: &'a [u8]) -> &'a [u8] {
+        let place = if self.form == Form::Joined { joined } else { arena };
+        &place[self.range.clone()]
+    }
+}
+
+/// In which form a part is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// As text frames, which for a stream are still to be translated.
+    Frames,
+    /// In the arena, as its stream has it.
+    Shared,
+    /// The same, behind what else its peer gets in this turn.
+    Joined,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -89,8 +116,19 @@ pub(super) enum PartKind {
     Events { feed: usize, from: u64, to: u64 },
     /// Changes of a state after version `from`: what is not sent is newer the next time.
     States { which: Which, is_starting: bool, from: u64, count: u64 },
-    /// A notice that must be kept if it is not sent.
-    Notice,
+    /// A notice that must be kept if it is not sent, and where its client is with it.
+    Notice(At),
+}
+
+/// Where a client is that has got a notice.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum At {
+    /// Where it was.
+    Same,
+    /// After an event of a feed.
+    Event { feed: usize, seq: u64 },
+    /// After a version of a state.
+    State { which: Which, version: u64 },
 }
 
 /// One cursor.
@@ -129,7 +167,8 @@ pub(super) enum Parked {
 pub(super) struct PatternState {
     pub(super) pattern: Pattern,
     pub(super) slow: SlowPolicy,
-    /// Topics that came before the subscription was confirmed; `None` once it was.
+    /// Topics that came before the subscription was confirmed, or before a stream was in all of
+    /// them; `None` from then on.
     pub(super) held: Option<Vec<Follow>>,
     /// Feeds that it brought.
     pub(super) feeds: Vec<usize>,
@@ -143,6 +182,8 @@ impl Peer {
     pub(super) fn new(connection: Arc<Connection>) -> Self {
         Self {
             connection,
+            dialect: Dialect::WebSocket,
+            told: None,
             unsent: Vec::new(),
             unsent_from: 0,
             control: Vec::new(),

@@ -6,14 +6,14 @@ use rustix::net::{SendFlags, send};
 
 use super::{
     Peer, Writer,
-    peer::{Following, PartKind, Stall},
+    peer::{Following, Form, PartKind, Stall},
 };
 use crate::{
     base::{lock, sync::atomic::Ordering},
-    metrics::labels::{Closed, Transport},
+    metrics::labels::Closed,
     server::{connection::Bye, keeper::Watch, relay::grace_deadline_ms, state::Which},
-    state::version_of,
-    wire::frame,
+    state::version_in,
+    wire::stream::{Dialect, Place},
 };
 
 impl Writer {
@@ -28,11 +28,29 @@ impl Writer {
 
     /// Adds replies or notices to what a peer gets in this turn.
     pub(super) fn control(&mut self, index: usize, write: impl FnOnce(&mut Vec<u8>)) {
+        self.control_at(index, Place::Same, write);
+    }
+
+    /// As [`Writer::control`], where the client is at `place` with it.
+    pub(super) fn control_at(
+        &mut self,
+        index: usize,
+        place: Place<'_>,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
         let peer = &mut self.peers[index];
-        if !peer.finishing {
-            write(&mut peer.control);
-            self.touch(index);
+        if peer.finishing {
+            return;
         }
+        match peer.dialect {
+            Dialect::WebSocket => write(&mut peer.control),
+            dialect @ (Dialect::Sse | Dialect::Ndjson) => {
+                let mut frames = Vec::new();
+                write(&mut frames);
+                dialect.translate(&mut peer.control, &frames, |_| place);
+            }
+        }
+        self.touch(index);
     }
 
     /// Ends a connection from here, with a goodbye that waits its turn.
@@ -135,7 +153,12 @@ impl Writer {
             peer.connection.outbox.hold(peer.unsent.len());
             return;
         }
+        if peer.dialect != Dialect::WebSocket {
+            self.join_as_stream(index);
+        }
+        let peer = &self.peers[index];
         let bytes: &[u8] = match (&peer.control[..], &peer.parts[..]) {
+            (_, [first, ..]) if first.form == Form::Joined => &self.joined,
             ([], [part]) => &self.arena[part.range.clone()],
             (control, []) => control,
             (control, parts) => {
@@ -181,14 +204,14 @@ impl Writer {
             match part.kind {
                 PartKind::Events { from, to, .. } => events += to - from,
                 PartKind::States { count, .. } => states += count,
-                PartKind::Notice => {}
+                PartKind::Notice(_) => {}
             }
         }
         if 0 < states {
             self.metrics.state_sent.add(states);
         }
         if 0 < events {
-            self.metrics.delivered.add(Transport::WebSocket, events);
+            self.metrics.delivered.add(self.peers[index].dialect.into(), events);
         }
     }
 
@@ -205,21 +228,22 @@ impl Writer {
         let mut untouched = Vec::new();
         let mut states: Vec<(Which, u64, bool)> = Vec::new();
         for part in std::mem::take(&mut peer.parts) {
-            let bytes = &self.arena[part.range.clone()];
+            let bytes = part.bytes(&self.arena, &self.joined);
             let taken = sent.saturating_sub(before).min(bytes.len());
             before += bytes.len();
             match part.kind {
-                PartKind::Notice => peer.unsent.extend_from_slice(&bytes[taken..]),
+                PartKind::Notice(_) => peer.unsent.extend_from_slice(&bytes[taken..]),
                 PartKind::States { count, .. } if taken == bytes.len() => {
                     self.metrics.state_sent.add(count);
                 }
                 PartKind::States { which, .. }
                     if states.iter().any(|(gone, ..)| *gone == which) => {}
                 PartKind::States { which, is_starting, from, .. } => {
-                    let (frames, end) = whole_frames(bytes, taken);
+                    let (frames, end) = peer.dialect.whole(bytes, taken);
                     peer.unsent.extend_from_slice(&bytes[taken..end]);
                     self.metrics.state_sent.add(frames);
-                    states.push((which, last_version(&bytes[..end]).unwrap_or(from), is_starting));
+                    let last = peer.dialect.last_text(&bytes[..end]).and_then(version_in);
+                    states.push((which, last.unwrap_or(from), is_starting));
                 }
                 PartKind::Events { feed, from, to } if taken == bytes.len() => {
                     delivered += to - from;
@@ -228,7 +252,7 @@ impl Writer {
                 // The cursor goes back once, to the first event that was not sent.
                 PartKind::Events { feed, .. } if back.iter().any(|(gone, _)| *gone == feed) => {}
                 PartKind::Events { feed, from, .. } => {
-                    let (frames, end) = whole_frames(bytes, taken);
+                    let (frames, end) = peer.dialect.whole(bytes, taken);
                     peer.unsent.extend_from_slice(&bytes[taken..end]);
                     delivered += frames;
                     if 0 < frames {
@@ -242,7 +266,7 @@ impl Writer {
             }
         }
         let acking = 0 < peer.acking;
-        self.metrics.delivered.add(Transport::WebSocket, delivered);
+        self.metrics.delivered.add(peer.dialect.into(), delivered);
         peer.connection.outbox.hold(peer.unsent.len());
         self.stall(index);
         if acking {
@@ -255,6 +279,7 @@ impl Writer {
                 self.leave_group(index, feed, slot);
             }
             self.fall_behind(index, feed, cursor);
+            self.untell(index, feed, cursor);
         }
         for (which, at, is_starting) in states {
             self.take_back(index, which, at, is_starting);
@@ -428,42 +453,4 @@ fn send_now(peer: &Peer, bytes: &[u8]) -> io::Result<usize> {
     // Relaxed: a counter.
     peer.connection.sent_bytes.fetch_add(sent as u64, Ordering::Relaxed);
     Ok(sent)
-}
-
-/// How many frames at the start of `bytes` have at least begun within `taken` bytes, and where the
-/// last of them ends.
-fn whole_frames(bytes: &[u8], taken: usize) -> (u64, usize) {
-    let (mut frames, mut end) = (0, 0);
-    while end < taken {
-        end += frame::length(&bytes[end..]);
-        frames += 1;
-    }
-    (frames, end)
-}
-
-/// The version of the last of some `state` frames.
-fn last_version(mut frames: &[u8]) -> Option<u64> {
-    let mut last = None;
-    while !frames.is_empty() {
-        let (own, rest) = frames.split_at(frame::length(frames));
-        (last, frames) = (Some(own), rest);
-    }
-    version_of(last?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cut_frame_counts_and_an_untouched_one_does_not() {
-        let mut bytes = Vec::new();
-        frame::push_text(&mut bytes, b"abc");
-        frame::push_text(&mut bytes, b"defg");
-        for (taken, expected) in
-            [(0, (0, 0)), (1, (1, 5)), (5, (1, 5)), (6, (2, 11)), (11, (2, 11))]
-        {
-            assert_eq!(whole_frames(&bytes, taken), expected, "{taken}");
-        }
-    }
 }

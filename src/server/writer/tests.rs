@@ -1,6 +1,7 @@
 //! A writer without its thread, turned by hand: what it sends, to whom, and in which order.
 
 mod acks;
+mod stream;
 mod watch;
 
 use std::{

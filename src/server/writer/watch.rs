@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use super::{
     PartKind, Writer,
-    peer::{Part, Peer},
+    peer::{At, Part, Peer},
 };
 use crate::{
     base::{limits::TURN_BYTES, lock},
@@ -206,7 +206,9 @@ impl Writer {
         let request = starting.request.take();
         let pattern = starting.filter.clone();
         let watching = Watching { epoch, version: upto, reset };
-        self.notice(index, |out| state::watching(out, request, pattern.as_str(), &watching));
+        self.notice(index, At::Same, |out| {
+            state::watching(out, request, pattern.as_str(), &watching);
+        });
     }
 
     /// Sends one batch of what a beginning watch lacks, or that it lacks nothing any more.
@@ -220,7 +222,8 @@ impl Writer {
             let pattern = done.filter.clone();
             let place = watcher.filters.partition_point(|own| own.as_str() < pattern.as_str());
             watcher.filters.insert(place, done.filter);
-            return self.notice(index, |out| state::synced(out, pattern.as_str(), at));
+            let place = At::State { which, version: at };
+            return self.notice(index, place, |out| state::synced(out, pattern.as_str(), at));
         }
         let filters = std::slice::from_ref(&starting.filter);
         let wanted = Wanted { filters, after: at, upto, is_snapshot };
@@ -258,16 +261,16 @@ impl Writer {
         }
         let count = frame::payloads(&self.arena[range.clone()]).count() as u64;
         let kind = PartKind::States { which, is_starting, from, count };
-        self.peers[index].parts.push(Part { range, kind });
+        self.peers[index].parts.push(Part::frames(range, kind));
         self.touch(index);
     }
 
     /// Adds a notice that comes before all that is added later.
-    fn notice(&mut self, index: usize, write: impl FnOnce(&mut Vec<u8>)) {
+    fn notice(&mut self, index: usize, at: At, write: impl FnOnce(&mut Vec<u8>)) {
         let start = self.arena.len();
         write(&mut self.arena);
         let range = start..self.arena.len();
-        self.peers[index].parts.push(Part { range, kind: PartKind::Notice });
+        self.peers[index].parts.push(Part::frames(range, PartKind::Notice(at)));
         self.touch(index);
     }
 

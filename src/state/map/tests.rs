@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::{base::random, state::version_of, wire::frame};
+use crate::{base::random, state::version_in, wire::frame};
 
 const KEYS: [&str; 8] = ["a", "b", "a/x", "a/y", "a/x/1", "b/x", "c/x/y", "d"];
 const FILTERS: [&str; 7] = ["#", "a/#", "+/x", "a", "b/x", "+", "c/#"];
@@ -58,7 +58,7 @@ impl Client {
                 let mut rest = &out[..];
                 while !rest.is_empty() {
                     let (own, others) = rest.split_at(frame::length(rest));
-                    let version = version_of(own).unwrap();
+                    let version = version_in(frame::payload(own)).unwrap();
                     assert!(before < version && version <= at, "{before} {version} {at}");
                     before = version;
                     self.take(frame::payload(own));

@@ -104,6 +104,21 @@ impl Http {
         Some(reply)
     }
 
+    /// Reads the head of the next reply, as text.
+    #[track_caller]
+    pub fn head(&mut self) -> String {
+        let head = self.take_through(b"\r\n\r\n").expect("a head");
+        String::from_utf8(head).expect("the head is text")
+    }
+
+    /// Appends what comes until the connection ends.
+    #[track_caller]
+    pub fn read_to_end(&mut self, text: &mut String) {
+        while self.fill() {}
+        text.push_str(std::str::from_utf8(&self.rest).expect("it is text"));
+        self.rest.clear();
+    }
+
     #[track_caller]
     fn body(&mut self, reply: &Reply) -> Vec<u8> {
         if reply.header("transfer-encoding") == Some("chunked") {

@@ -9,6 +9,7 @@ pub mod node;
 pub mod peer;
 pub mod proxy;
 pub mod relay;
+pub mod stream;
 pub mod values;
 pub mod wait;
 pub mod witness;
