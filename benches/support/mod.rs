@@ -136,7 +136,29 @@ pub(crate) struct Crowd {
 
 struct Member {
     stream: TcpStream,
-    counter: FrameCounter,
+    counter: Counter,
+}
+
+/// How a member counts the events that it is sent.
+enum Counter {
+    Frames(FrameCounter),
+    Lines(LineCounter),
+}
+
+impl Counter {
+    fn count(&mut self, bytes: &[u8]) -> u64 {
+        match self {
+            Counter::Frames(frames) => frames.count(bytes),
+            Counter::Lines(lines) => lines.count(bytes),
+        }
+    }
+
+    fn events(&self) -> u64 {
+        match self {
+            Counter::Frames(frames) => frames.events,
+            Counter::Lines(lines) => lines.lines / LineCounter::PER_EVENT,
+        }
+    }
 }
 
 impl Crowd {
@@ -156,12 +178,33 @@ impl Crowd {
         Self::gather(relay, &format!(r#"{{"type":"watch","id":1,"pattern":"{key}"}}"#), 2, count)
     }
 
+    /// Connects `count` streams of server-sent events of `topic`, which all have begun when this
+    /// returns.
+    pub(crate) fn listen(relay: SocketAddr, topic: &str, count: usize) -> Self {
+        Self::of(count, || {
+            let mut stream = TcpStream::connect(relay).expect("the relay listens");
+            let request = format!(
+                "GET /v1/topics/{topic}/events HTTP/1.1\r\nHost: {relay}\r\n\
+                 Accept: text/event-stream\r\n\r\n"
+            );
+            stream.write_all(request.as_bytes()).expect("the relay reads");
+            let mut answer = Vec::new();
+            // The head, when to come back, and that it is subscribed.
+            while !answer.ends_with(b"}\n\n") {
+                let mut chunk = [0; 1_024];
+                let got = stream.read(&mut chunk).expect("the relay answers in time");
+                assert_ne!(got, 0, "the relay closed instead of answering");
+                answer.extend_from_slice(&chunk[..got]);
+            }
+            (stream, Counter::Lines(LineCounter::default()))
+        })
+    }
+
     /// Connects `count` clients that send `request` and get `answers` messages to it.
     fn gather(relay: SocketAddr, request: &str, answers: u64, count: usize) -> Self {
-        let epoll = epoll::create(CreateFlags::CLOEXEC).expect("a descriptor is free");
         let mut frame = Vec::new();
         push_client_frame(&mut frame, request);
-        let member = |index: usize| {
+        Self::of(count, || {
             let mut stream = connect(relay);
             stream.write_all(&frame).expect("the relay reads");
             let mut counter = FrameCounter::default();
@@ -171,10 +214,18 @@ impl Crowd {
                 assert_ne!(got, 0, "the relay closed instead of answering");
                 counter.count(&chunk[..got]);
             }
+            (stream, Counter::Frames(FrameCounter::default()))
+        })
+    }
+
+    fn of(count: usize, mut connect: impl FnMut() -> (TcpStream, Counter)) -> Self {
+        let epoll = epoll::create(CreateFlags::CLOEXEC).expect("a descriptor is free");
+        let member = |index: usize| {
+            let (stream, counter) = connect();
             stream.set_nonblocking(true).expect("an open socket takes options");
             epoll::add(&epoll, &stream, EventData::new_u64(index as u64), EventFlags::IN)
                 .expect("the socket is not there yet");
-            Member { stream, counter: FrameCounter::default() }
+            Member { stream, counter }
         };
         let members: Vec<Member> = (0..count).map(member).collect();
         Self { epoll, buffer: vec![0; READ_BYTES], members }
@@ -206,7 +257,26 @@ impl Crowd {
 
     /// How many events the last of them has.
     pub(crate) fn slowest(&self) -> u64 {
-        self.members.iter().map(|member| member.counter.events).min().unwrap_or(0)
+        self.members.iter().map(|member| member.counter.events()).min().unwrap_or(0)
+    }
+}
+
+/// Counts server-sent events by their lines: an id, the data, and an empty one. A ping counts as an
+/// event; there is one in twelve seconds.
+#[derive(Default)]
+struct LineCounter {
+    lines: u64,
+}
+
+impl LineCounter {
+    const PER_EVENT: u64 = 3;
+
+    fn count(&mut self, bytes: &[u8]) -> u64 {
+        let before = self.lines / Self::PER_EVENT;
+        // In chunks that a byte can count, which the compiler turns into vector instructions.
+        let ends = |chunk: &[u8]| chunk.iter().map(|byte| u8::from(*byte == b'\n')).sum::<u8>();
+        self.lines += bytes.chunks(255).map(|chunk| u64::from(ends(chunk))).sum::<u64>();
+        self.lines / Self::PER_EVENT - before
     }
 }
 
