@@ -18,7 +18,8 @@ const TOPIC: &str = "home/kitchen/lamp";
 /// Published and not yet received by everybody.
 const WINDOW: u64 = 128;
 /// Published at once, once the window has room for it.
-const STEP: u64 = 32;
+const STEP: usize = 32;
+const STEP_EVENTS: u64 = STEP as u64;
 
 fn main() {
     let once = std::env::args().any(|argument| argument == "--test");
@@ -66,13 +67,13 @@ fn compare(rounds: usize, subscribers: usize, events: u64) {
 }
 
 fn deliver(publisher: &mut TcpStream, crowd: &mut Crowd, topic: &str, events: u64) {
-    let step = publish_frame(topic, None).repeat(STEP as usize);
+    let step = publish_frame(topic, None).repeat(STEP);
     let before = crowd.slowest();
     let (mut published, mut slowest) = (0, 0);
     while slowest < events {
-        while published < events && published + STEP <= slowest + WINDOW {
+        while published < events && published + STEP_EVENTS <= slowest + WINDOW {
             publisher.write_all(&step).expect("the relay reads");
-            published += STEP;
+            published += STEP_EVENTS;
         }
         crowd.turn(support::PATIENCE);
         slowest = crowd.slowest() - before;

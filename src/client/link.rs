@@ -451,6 +451,7 @@ mod tests {
         let closed = |code| LinkError::ClosedWith { code, reason: String::new() };
         assert_eq!(advice(closed(4002)), ComeBack::Never);
         assert_eq!(advice(closed(4100)), ComeBack::WithBackoff);
+        assert_eq!(advice(closed(4103)), ComeBack::WithBackoff);
         assert_eq!(advice(closed(4200)), ComeBack::AtOnce);
     }
 }

@@ -19,6 +19,8 @@ pub enum Field {
     LastEventId,
     RequestMethod,
     RequestHeaders,
+    Forwarded,
+    ForwardedFor,
 }
 
 /// What a second line with the same name means.
@@ -48,6 +50,8 @@ impl Field {
         Field::LastEventId,
         Field::RequestMethod,
         Field::RequestHeaders,
+        Field::Forwarded,
+        Field::ForwardedFor,
     ];
 
     pub const COUNT: usize = Self::ALL.len();
@@ -75,6 +79,8 @@ impl Field {
             Field::LastEventId => "Last-Event-ID",
             Field::RequestMethod => "Access-Control-Request-Method",
             Field::RequestHeaders => "Access-Control-Request-Headers",
+            Field::Forwarded => "Forwarded",
+            Field::ForwardedFor => "X-Forwarded-For",
         }
     }
 
@@ -92,7 +98,9 @@ impl Field {
             | Field::Accept
             | Field::IfMatch
             | Field::IfNoneMatch
-            | Field::RequestHeaders => Repeat::Joins,
+            | Field::RequestHeaders
+            | Field::Forwarded
+            | Field::ForwardedFor => Repeat::Joins,
             Field::Host
             | Field::Origin
             | Field::WebSocketKey

@@ -35,7 +35,7 @@ pub mod upgrade;
 mod smuggling;
 
 /// A value as an error message shows it: quoted, and short even if the value is not.
-fn shown(value: &str) -> String {
+pub(crate) fn shown(value: &str) -> String {
     const CHARS_MAX: usize = 40;
     match value.char_indices().nth(CHARS_MAX) {
         Some((end, _)) => format!("{:?}...", &value[..end]),

@@ -57,6 +57,8 @@ pub fn asked(head: &Head) -> Result<Option<StreamRequest>, HttpError> {
         | Route::Module
         | Route::Topics
         | Route::Consumers
+        | Route::Connections
+        | Route::Connection { .. }
         | Route::Value { .. }
         | Route::Healthz
         | Route::Readyz

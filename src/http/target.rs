@@ -23,6 +23,12 @@ pub enum Route {
     Topics,
     /// `/v1/consumers`
     Consumers,
+    /// `/v1/connections`
+    Connections,
+    /// `/v1/connections/{id}`. The name is decoded, and not yet checked.
+    Connection {
+        name: String,
+    },
     /// `/v1/topics/{topic}/events`. The topic is decoded, and not yet checked.
     Events {
         topic: String,
@@ -79,6 +85,8 @@ impl Route {
             ["metrics"] => Route::Metrics,
             ["v1", "topics"] => Route::Topics,
             ["v1", "consumers"] => Route::Consumers,
+            ["v1", "connections"] => Route::Connections,
+            ["v1", "connections", name] => Route::Connection { name: (*name).to_owned() },
             ["v1", "state"] => Route::Values,
             ["v1", "state", key @ ..] => Route::Value { key: key.join("/") },
             ["v1", "topics", topic @ .., "events"] if !topic.is_empty() => {
@@ -96,6 +104,7 @@ impl Route {
             | Route::Module
             | Route::Topics
             | Route::Consumers
+            | Route::Connections
             | Route::Values
             | Route::Healthz
             | Route::Readyz
@@ -104,6 +113,7 @@ impl Route {
             Route::Value { .. } => {
                 &[Method::Get, Method::Head, Method::Put, Method::Delete, Method::Options]
             }
+            Route::Connection { .. } => &[Method::Delete, Method::Options],
             Route::WebSocket => &[Method::Get],
             Route::Unknown => &[],
         }
@@ -184,7 +194,16 @@ impl Query {
     ///
     /// `limit` is not a number that is allowed, or is there more than once.
     pub fn limit(&self) -> Result<u64, Refusal> {
-        let Some(text) = self.value("limit")? else { return Ok(HISTORY_DEFAULT) };
+        self.limit_or(HISTORY_DEFAULT)
+    }
+
+    /// As [`Query::limit`], with a `default` of its own.
+    ///
+    /// # Errors
+    ///
+    /// As [`Query::limit`].
+    pub fn limit_or(&self, default: u64) -> Result<u64, Refusal> {
+        let Some(text) = self.value("limit")? else { return Ok(default) };
         number(text).filter(|limit| (1..=HISTORY_EVENTS_MAX).contains(limit)).ok_or_else(|| {
             let found = shown(text);
             Refusal::field(
@@ -322,6 +341,9 @@ mod tests {
             ("/metrics", Route::Metrics),
             ("/v1/topics", Route::Topics),
             ("/v1/consumers", Route::Consumers),
+            ("/v1/connections", Route::Connections),
+            ("/v1/connections/c17", Route::Connection { name: "c17".to_owned() }),
+            ("/v1/connections/c1/x", Route::Unknown),
             ("/%76%31/topics", Route::Topics),
             ("/v1/topics/a/events", events("a")),
             ("/v1/topics/home/lamp/events", events("home/lamp")),

@@ -81,6 +81,8 @@ label!(
         Lost = "lost",
         /// Nothing was heard for the heartbeat timeout.
         Heartbeat = "heartbeat_missed",
+        /// Somebody asked the relay to end it.
+        Disconnected = "disconnected",
         /// Nothing of what waited was taken for the write stall limit.
         Stalled = "stalled",
         /// Another connection took over one of its consumers.

@@ -15,9 +15,10 @@ use crate::{
         limits::PUBLISHED_BYTES,
         sync::atomic::{AtomicU64, Ordering},
     },
-    metrics::labels::Closed,
+    metrics::labels::{Channel, Closed},
     server::{
         outbox::Outbox,
+        pulse::Pulse,
         relay::Shared,
         writer::{Command, WriterHandle},
     },
@@ -49,6 +50,7 @@ pub(crate) struct Connection {
     pinged_ms: AtomicU64,
     /// When the ping was sent that is to be answered.
     asked_ms: AtomicU64,
+    pub(crate) pulse: Pulse,
     received_bytes: AtomicU64,
     pub(crate) sent_bytes: AtomicU64,
     /// Set before anything but an HTTP answer is said.
@@ -140,6 +142,7 @@ impl Connection {
             heard_ms: AtomicU64::new(now_ms),
             pinged_ms: AtomicU64::new(now_ms),
             asked_ms: AtomicU64::new(now_ms),
+            pulse: Pulse::default(),
             received_bytes: AtomicU64::new(0),
             sent_bytes: AtomicU64::new(0),
             dialect: OnceLock::new(),
@@ -212,6 +215,7 @@ impl Connection {
     pub(crate) fn ping(&self, now_ms: u64, asked_ms: u64, outbox_max: usize) {
         self.pinged_ms.store(now_ms, Ordering::Relaxed);
         self.asked_ms.store(asked_ms, Ordering::Relaxed);
+        self.pulse.ask();
         // A full outbox needs no ping: whether the client still reads shows by itself.
         self.outbox.offer(outbox_max, frame::push_ping);
         self.flush();
@@ -229,6 +233,11 @@ impl Connection {
     /// Begins to speak `dialect`, for good.
     pub(crate) fn speak(&self, dialect: Dialect) {
         _ = self.dialect.set(dialect);
+    }
+
+    /// What the connection is, as a word.
+    pub(crate) fn transport(&self) -> &'static str {
+        self.dialect.get().map_or("http", |dialect| Channel::from(*dialect).as_str())
     }
 
     pub(crate) fn dialect(&self) -> Dialect {

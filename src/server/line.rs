@@ -193,6 +193,11 @@ impl Line {
         self.connection.enter(phase, self.shared.clock.uptime_ms() + timeout_ms);
     }
 
+    /// Notes that a pong has come.
+    pub(crate) fn note_pong(&self) {
+        self.connection.pulse.answer(self.shared.clock.uptime_ms(), self.connection.asked_ms());
+    }
+
     /// Says that nothing more comes after what was said. Once the client has that, it gets a moment
     /// to close.
     pub(crate) fn finish(&mut self, reason: Closed) {

@@ -20,6 +20,7 @@ mod logging;
 mod outbox;
 mod pager;
 mod presence;
+mod pulse;
 mod reader;
 mod relay;
 mod requests;

@@ -51,6 +51,7 @@ pub(crate) fn departure(reason: Option<Closed>) -> Option<Departure> {
         Some(
             Closed::Lost
             | Closed::Heartbeat
+            | Closed::Disconnected
             | Closed::Stalled
             | Closed::Deadline
             | Closed::Panic

@@ -133,7 +133,8 @@ fn serve_http(line: &mut Line) -> Option<Next> {
         let timeout = line.config().connections.idle_timeout;
         line.enter(Phase::Idle, timeout);
         // After entering the phase: a stop that begins now finds it, or is found here.
-        let over = line.connection.phase() == Phase::Closing || line.shared.readiness().is_err();
+        // Whoever has said the last word, or asked for it, has also said why.
+        let over = line.connection.reason().is_some() || line.shared.readiness().is_err();
         if over || !exchange.keep_alive {
             end(line);
             return None;
@@ -205,6 +206,7 @@ fn read_more(line: &mut Line, input: &mut Vec<u8>) -> usize {
 
 fn become_websocket(line: &mut Line, upgrade: &Upgrade) {
     line.shared.metrics.upgraded.add(1);
+    line.connection.speak(Dialect::WebSocket);
     announce(line);
     line.reply(|out| {
         crate::http::response::switching_protocols(out, &upgrade.accept_key, upgrade.protocol);

@@ -4,6 +4,7 @@
 //!
 //! The connection's reader.
 
+mod connections;
 mod state;
 
 use std::{sync::Arc, time::Duration};
@@ -126,6 +127,8 @@ fn respond(
         Route::Value { key } => state::one(line, head, exchange, (&key, body), out),
         Route::Topics => json(out, 200, &lists::topics(&line.shared, head)?),
         Route::Consumers => json(out, 200, &lists::consumers(&line.shared, head)?),
+        Route::Connections => json(out, 200, &connections::list(line, head)?),
+        Route::Connection { name } => connections::end(line, head, exchange, &name, out),
         Route::Healthz => json(out, 200, b"{\"status\":\"ok\"}"),
         Route::Readyz => match line.shared.readiness().and_then(|()| line.shared.store_health()) {
             Ok(()) => json(out, 200, b"{\"status\":\"ready\"}"),

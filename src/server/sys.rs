@@ -15,6 +15,7 @@ use crate::{
         lock::{Rank, Ranked},
         sync::atomic::{AtomicU64, Ordering},
     },
+    metrics::kinds::{CounterBy, Label, Sample as _},
     name::Name,
     server::relay::Shared,
     state::Change,
@@ -72,8 +73,28 @@ struct Facts {
     /// There is one, for durable topics.
     has_store: bool,
     store_failure: Option<&'static str>,
+    backlog_bytes: u64,
+    file_bytes: u64,
     log_bytes: u64,
     state_bytes: u64,
+    stalled: u64,
+    gaps: Counts,
+    disconnects: Counts,
+    refused: Counts,
+    limits: Limits,
+}
+
+/// How often something happened, by its reason; what never did is not there.
+type Counts = Vec<(&'static str, u64)>;
+
+/// What the numbers here are bounded by.
+#[derive(Clone, Copy, Debug, Default)]
+struct Limits {
+    connections: u64,
+    topics: u64,
+    memory: u64,
+    state: u64,
+    backlog: u64,
 }
 
 impl Last {
@@ -103,24 +124,75 @@ impl Facts {
             "received_bytes": per_second(received_bytes, before.received_bytes),
             "sent_bytes": per_second(sent_bytes, before.sent_bytes),
         });
+        let totals = serde_json::json!({
+            "published": published,
+            "delivered": delivered,
+            "received_bytes": received_bytes,
+            "sent_bytes": sent_bytes,
+        });
+        let memory =
+            serde_json::json!({"log_bytes": self.log_bytes, "state_bytes": self.state_bytes});
+        vec![
+            ("$sys/connections", self.connections.to_string()),
+            ("$sys/disconnects", object(&self.disconnects)),
+            ("$sys/gaps", object(&self.gaps)),
+            ("$sys/limits", self.limits()),
+            ("$sys/memory", memory.to_string()),
+            ("$sys/rates", rates.to_string()),
+            ("$sys/refused", object(&self.refused)),
+            ("$sys/stalled", self.stalled.to_string()),
+            ("$sys/store", self.store()),
+            ("$sys/subscriptions", self.subscriptions.to_string()),
+            ("$sys/topics", self.topics.to_string()),
+            ("$sys/totals", totals.to_string()),
+            ("$sys/uptime", (self.uptime_ms / 1_000).to_string()),
+            ("$sys/version", concat!("\"", env!("CARGO_PKG_VERSION"), "\"").to_owned()),
+        ]
+    }
+
+    fn store(&self) -> String {
         let mut store =
             serde_json::json!({"ok": self.store_failure.is_none(), "durable": self.has_store});
         if let Some(failure) = self.store_failure {
             store["reason"] = failure.into();
         }
-        let memory =
-            serde_json::json!({"log_bytes": self.log_bytes, "state_bytes": self.state_bytes});
-        vec![
-            ("$sys/connections", self.connections.to_string()),
-            ("$sys/memory", memory.to_string()),
-            ("$sys/rates", rates.to_string()),
-            ("$sys/store", store.to_string()),
-            ("$sys/subscriptions", self.subscriptions.to_string()),
-            ("$sys/topics", self.topics.to_string()),
-            ("$sys/uptime", (self.uptime_ms / 1_000).to_string()),
-            ("$sys/version", concat!("\"", env!("CARGO_PKG_VERSION"), "\"").to_owned()),
-        ]
+        if self.has_store {
+            store["backlog_bytes"] = self.backlog_bytes.into();
+            store["file_bytes"] = self.file_bytes.into();
+        }
+        store.to_string()
     }
+
+    fn limits(&self) -> String {
+        let Limits { connections, topics, memory, state, backlog } = self.limits;
+        let mut limits = serde_json::json!({
+            "max_connections": connections,
+            "max_topics": topics,
+            "max_memory": memory,
+            "max_state": state,
+        });
+        if self.has_store {
+            limits["max_backlog"] = backlog.into();
+        }
+        limits.to_string()
+    }
+}
+
+/// `counts` as a JSON object.
+fn object(counts: &[(&'static str, u64)]) -> String {
+    let members = counts.iter().map(|(reason, count)| ((*reason).to_owned(), (*count).into()));
+    serde_json::Value::Object(members.collect()).to_string()
+}
+
+/// What `counter` has counted, by its label.
+fn counts<L: Label>(counter: &CounterBy<L>) -> Counts {
+    let mut counts = Counts::new();
+    counter.each(&mut |label, count| {
+        if let Some((_, reason)) = label.filter(|_| 0 < count) {
+            counts.push((reason, count));
+        }
+    });
+    counts
 }
 
 impl Shared {
@@ -195,7 +267,12 @@ impl Shared {
     }
 
     fn facts(&self) -> Facts {
-        let metrics = &self.metrics;
+        let (metrics, config) = (&self.metrics, self.config().1);
+        let mut refused = counts(&metrics.requests_refused);
+        let turned_away = metrics.refused.sum();
+        if 0 < turned_away {
+            refused.push(("connections", turned_away));
+        }
         Facts {
             uptime_ms: self.clock.uptime_ms(),
             connections: metrics.connections.value(),
@@ -207,10 +284,23 @@ impl Shared {
                 received_bytes: metrics.received_bytes.value(),
                 sent_bytes: metrics.sent_bytes.value(),
             },
-            has_store: self.config().1.store.data_dir.is_some(),
+            has_store: config.store.data_dir.is_some(),
             store_failure: self.vault.failure().map(|failure| failure.kind.as_str()),
+            backlog_bytes: self.vault.backlog_bytes(),
+            file_bytes: metrics.store_file_bytes.value(),
             log_bytes: self.registry.bytes(),
             state_bytes: self.state.shared.look(crate::state::Map::bytes),
+            stalled: metrics.stalled.value(),
+            gaps: counts(&metrics.gaps),
+            disconnects: counts(&metrics.disconnects),
+            refused,
+            limits: Limits {
+                connections: self.connections_max,
+                topics: config.topics.max_topics as u64,
+                memory: config.topics.max_memory,
+                state: config.state.max_bytes,
+                backlog: config.store.max_backlog,
+            },
         }
     }
 }
@@ -220,7 +310,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{base::lane, config::Config, server::Server};
+    use crate::{base::lane, config::Config, server::Server, wire::codes::GapReason};
 
     fn said<'a>(news: &'a [(&'static str, String)], key: &str) -> Option<&'a str> {
         news.iter().find(|(found, _)| *found == key).map(|(_, value)| value.as_str())
@@ -230,7 +320,7 @@ mod tests {
     fn what_has_not_changed_is_not_said_again_and_nothing_twice_in_a_second() {
         let mut last = Last::default();
         let mut facts = Facts { uptime_ms: 10, connections: 2, ..Facts::default() };
-        assert_eq!(last.take(&facts).len(), 8);
+        assert_eq!(last.take(&facts).len(), 14);
         facts.connections = 3;
         facts.uptime_ms = 1_009;
         assert_eq!(last.take(&facts), []);
@@ -257,8 +347,18 @@ mod tests {
     fn a_store_that_fails_says_why() {
         let facts = Facts { has_store: true, store_failure: Some("full"), ..Facts::default() };
         let news = Last::default().take(&facts);
-        let expected = r#"{"durable":true,"ok":false,"reason":"full"}"#;
+        let expected =
+            r#"{"backlog_bytes":0,"durable":true,"file_bytes":0,"ok":false,"reason":"full"}"#;
         assert_eq!(said(&news, "$sys/store"), Some(expected));
+    }
+
+    #[test]
+    fn only_what_has_happened_is_counted() {
+        let counter = CounterBy::default();
+        assert_eq!(object(&counts(&counter)), "{}");
+        counter.add(GapReason::Slow, 2);
+        counter.add(GapReason::Damaged, 1);
+        assert_eq!(object(&counts(&counter)), r#"{"damaged":1,"slow":2}"#);
     }
 
     #[test]
@@ -285,7 +385,7 @@ mod tests {
         let begun_ms = shared.clock.uptime_ms();
         shared.begin_sys();
         shared.begin_sys();
-        assert_eq!(version(), 8, "it is fresh when a watch begins");
+        assert_eq!(version(), 14, "it is fresh when a watch begins");
         let at_ms = changes(2, 30_000);
         assert_eq!(at_ms.len(), 2);
         // Who looks late sees the first one late, and never the second one early.

@@ -139,7 +139,8 @@ impl Session {
                     "unsupported_data",
                     "binary frames are not part of landline.v1",
                 ),
-                Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => {}
+                Ok(Message::Pong(_)) => self.line.note_pong(),
+                Ok(Message::Ping(_) | Message::Frame(_)) => {}
                 Ok(Message::Close(_)) => self.line.connection.note_reason(Closed::Client),
                 Err(error) => return self.fail(&error),
             }
@@ -409,6 +410,12 @@ impl Session {
             self.user_json = Some(text);
             self.user = Some(user);
         }
+        self.line.shared.roster.amend(self.line.connection.id, |about| {
+            about.user.clone_from(&self.user);
+            if let Some(client) = client {
+                about.client = Some(client.into());
+            }
+        });
         let limits = self.line.config().connections;
         let connection = connection_name(self.line.connection.id);
         log::debug!(

@@ -84,6 +84,8 @@ pub enum CloseCode {
     /// Another connection has taken over a consumer of this one.
     Replaced = 4002,
     HeartbeatMissed = 4101,
+    /// The operator ended it.
+    Disconnected = 4103,
     SlowConsumer = 4200,
 }
 
@@ -98,6 +100,7 @@ impl CloseCode {
         CloseCode::Internal,
         CloseCode::Replaced,
         CloseCode::HeartbeatMissed,
+        CloseCode::Disconnected,
         CloseCode::SlowConsumer,
     ];
 
@@ -201,6 +204,8 @@ mod tests {
             ComeBack::after(Some(CloseCode::HeartbeatMissed.number())),
             ComeBack::WithBackoff
         );
+        let disconnected = Some(CloseCode::Disconnected.number());
+        assert_eq!(ComeBack::after(disconnected), ComeBack::WithBackoff);
         assert_eq!(ComeBack::after(Some(CloseCode::SlowConsumer.number())), ComeBack::AtOnce);
     }
 }

@@ -58,6 +58,7 @@ pub mod presence;
 pub mod presence_watch;
 pub mod sys;
 
+pub mod connections;
 pub mod http_api;
 pub mod http_state;
 

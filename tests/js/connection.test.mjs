@@ -6,7 +6,7 @@ import test from 'node:test'
 import { gzipSync } from 'node:zlib'
 import { LandlineError, connect } from '../../src/web/landline.js'
 import {
-  WebSocket, client, isOpen, proxy, relay, root, scripted, until,
+  WebSocket, client, isOpen, proxy, range, relay, root, scripted, until,
 } from './support.mjs'
 
 test('the module is small', () => {
@@ -44,7 +44,7 @@ test('the relay serves the module as it is', async t => {
 test('close codes are obeyed', async t => {
   for (const [code, comesBack, within] of [
     [4002, false], [4050, false], [1002, false], [1003, false], [1009, false],
-    [4101, true, 2000], [4150, true, 2000], [1001, true, 2000], [1011, true, 2000],
+    [4101, true, 2000], [4103, true, 2000], [4150, true, 2000], [1001, true, 2000], [1011, true, 2000],
     [4200, true, 100], [4250, true, 100],
   ]) {
     const its = await scripted(t, ({ message, socket, number }) => {
@@ -65,6 +65,26 @@ test('close codes are obeyed', async t => {
     }
     relayed.close()
   }
+})
+
+test('a client that the operator disconnects comes back and misses nothing', async t => {
+  const node = await relay(t)
+  const relayed = client(t, node.url())
+  const [seen, changes] = [[], []]
+  relayed.on('state', change => changes.push(change))
+  const subscription = relayed.subscribe('a', event => seen.push(event.data))
+  await until('the subscription', () => subscription.positions.a)
+  const ask = (method, path) => fetch(`${node.url()}/v1/connections${path}`, { method })
+  const { connections } = await (await ask('GET', '')).json()
+  const own = connections.find(one => one.transport === 'websocket')
+  assert.equal((await ask('DELETE', `/${own.connection}`)).status, 204)
+  for (const n of range(1, 5)) {
+    await fetch(`${node.url()}/v1/topics/a/events`, { method: 'POST', body: `${n}` })
+  }
+  await until('all events', () => seen.length >= 5)
+
+  assert.deepEqual(seen, range(1, 5))
+  assert.ok(changes.some(({ state, code }) => state === 'waiting' && code === 4103))
 })
 
 test('the pause that the relay asks for is kept', async t => {

@@ -29,6 +29,7 @@ mod pages;
 mod peer;
 mod send;
 mod stream;
+mod survey;
 mod waker;
 mod watch;
 
@@ -43,6 +44,7 @@ use slab::Slab;
 
 pub(crate) use self::{
     acks::{AckCell, not_acking, not_sent},
+    survey::{Findings, Survey},
     waker::Waker,
     watch::{UnwatchOrder, WatchOrder},
 };
@@ -112,6 +114,8 @@ pub(crate) enum Command {
     Buried(Box<BurialDone>),
     /// Another connection has taken over a consumer of this one.
     Replaced { connection: u64 },
+    /// Somebody lists connections.
+    Survey(Box<Survey>),
     /// An outbox has something.
     Flush { connection: u64 },
     /// New limits, after a reload.
@@ -412,6 +416,7 @@ impl Writer {
             Command::Page(page) => self.page(*page),
             Command::Buried(done) => self.buried(&done),
             Command::Replaced { connection } => self.replaced(connection),
+            Command::Survey(survey) => self.survey(&survey),
             Command::Stop => self.stopping = true,
         }
     }

@@ -2,6 +2,7 @@
 
 mod acks;
 mod stream;
+mod survey;
 mod watch;
 
 use std::{
