@@ -2,13 +2,14 @@
 
 CARGO ?= cargo
 TARGET := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
-# The WebSocket that Node 20 has not built in, for the tests of the client for browsers.
-WS := 8.23.0
+# For the tests in JavaScript: the WebSocket that Node 20 has not built in, what drives Chromium, and what looks
+# whether everybody can use a page.
+PACKAGES := ws@8.23.0 playwright-core@1.65.1 axe-core@4.14.1
 STATIC := target/$(TARGET)/release/landline
 
-.PHONY: check format lint test js docs bench-once bench static clean
+.PHONY: check format lint test js browser packages docs bench-once bench static clean
 
-check: format lint test js docs bench-once static
+check: format lint test js browser docs bench-once static
 
 format: need-rust
 	$(CARGO) fmt --check
@@ -20,12 +21,21 @@ lint: need-rust
 test: need-rust
 	$(CARGO) test --locked
 
-# The client for browsers, under Node against the relay. What the tests need beside Node lies in target/js.
-js: need-rust need-node
+# The client for browsers, under Node against the relay.
+js: need-rust packages
 	$(CARGO) build --locked
-	@test "$$(cat target/js/node_modules/ws/package.json 2>/dev/null | sed -n 's/.*"version": "\(.*\)".*/\1/p')" = $(WS) || \
-		npm install --prefix target/js --no-save --no-audit --no-fund ws@$(WS)
 	node --test tests/js/
+
+# The dashboard, and the client for browsers, in Chromium. Pictures of every section go to target/screenshots.
+browser: need-rust need-chromium packages
+	$(CARGO) build --locked
+	node --test tests/browser/*.test.mjs
+
+# What the tests in JavaScript need beside Node lies in target/js.
+packages: need-node
+	@test "$$(cat target/js/installed 2>/dev/null)" = "$(PACKAGES)" || \
+		{ npm install --prefix target/js --no-save --no-audit --no-fund $(PACKAGES) && \
+		echo "$(PACKAGES)" >target/js/installed; }
 
 docs: need-rust
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked
@@ -48,10 +58,14 @@ static: need-rust
 clean:
 	$(CARGO) clean
 
-.PHONY: need-rust need-node
+.PHONY: need-rust need-node need-chromium
 need-rust:
 	@command -v $(CARGO) >/dev/null || { echo "missing: cargo (a Rust toolchain)"; exit 1; }
 
 need-node:
 	@node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' 2>/dev/null && command -v npm >/dev/null || \
-		{ echo "missing: node 20 or newer with npm, for the tests of landline.js"; exit 1; }
+		{ echo "missing: node 20 or newer with npm, for the tests in JavaScript"; exit 1; }
+
+need-chromium:
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get install -y -q chromium; } || \
+		{ echo "missing: chromium (on Debian: apt-get install chromium), for the tests of the dashboard"; exit 1; }

@@ -43,28 +43,13 @@ pub enum StreamOf {
 /// The name or pattern, or the position to begin at, breaks a rule.
 pub fn asked(head: &Head) -> Result<Option<StreamRequest>, HttpError> {
     let Some(dialect) = dialect(head) else { return Ok(None) };
-    let of = match Route::parse(head.path())? {
-        Route::Events { topic } => events(head, parse_filter("topic", &topic)?)?,
-        Route::Values => {
-            let query = Query::parse(head.query())?;
-            let filter = parse_filter("match", query.value("match")?.unwrap_or("#"))?;
-            let from = resume(head, &query)?;
-            let from = from.map(|(field, text)| parse_position(field, text)).transpose()?;
-            let from = from.map(|at| StatePosition { epoch: at.epoch, version: at.seq });
-            StreamOf::Values { filter, from }
-        }
-        Route::Index
-        | Route::Module
-        | Route::Topics
-        | Route::Consumers
-        | Route::Connections
-        | Route::Connection { .. }
-        | Route::Value { .. }
-        | Route::Healthz
-        | Route::Readyz
-        | Route::Metrics
-        | Route::WebSocket
-        | Route::Unknown => return Ok(None),
+    let route = Route::parse(head.path())?;
+    let of = if let Route::Events { topic } = route {
+        events(head, parse_filter("topic", &topic)?)?
+    } else if route == Route::Values {
+        values(head)?
+    } else {
+        return Ok(None);
     };
     Ok(Some(StreamRequest { dialect, of }))
 }
@@ -101,6 +86,15 @@ fn resume<'a>(
     }
     let id = query.value("last_event_id")?.filter(|id| !id.is_empty());
     Ok(id.map(|id| ("last_event_id", id)))
+}
+
+fn values(head: &Head) -> Result<StreamOf, Refusal> {
+    let query = Query::parse(head.query())?;
+    let filter = parse_filter("match", query.value("match")?.unwrap_or("#"))?;
+    let from =
+        resume(head, &query)?.map(|(field, text)| parse_position(field, text)).transpose()?;
+    let from = from.map(|at| StatePosition { epoch: at.epoch, version: at.seq });
+    Ok(StreamOf::Values { filter, from })
 }
 
 fn events(head: &Head, filter: Filter) -> Result<StreamOf, Refusal> {

@@ -17,6 +17,10 @@ use crate::{
 pub enum Route {
     /// `/`
     Index,
+    /// `/dashboard.css`
+    Style,
+    /// `/dashboard.js`
+    Script,
     /// `/landline.js`
     Module,
     /// `/v1/topics`
@@ -78,6 +82,8 @@ impl Route {
         let segments: Vec<&str> = segments.iter().map(|segment| &**segment).collect();
         Ok(match &segments[..] {
             [""] => Route::Index,
+            ["dashboard.css"] => Route::Style,
+            ["dashboard.js"] => Route::Script,
             ["landline.js"] => Route::Module,
             ["ws"] => Route::WebSocket,
             ["healthz"] => Route::Healthz,
@@ -101,6 +107,8 @@ impl Route {
     pub const fn methods(&self) -> &'static [Method] {
         match self {
             Route::Index
+            | Route::Style
+            | Route::Script
             | Route::Module
             | Route::Topics
             | Route::Consumers
@@ -333,7 +341,10 @@ mod tests {
         for (path, route) in [
             ("/", Route::Index),
             ("*", Route::Index),
+            ("/dashboard.css", Route::Style),
+            ("/dashboard.js", Route::Script),
             ("/landline.js", Route::Module),
+            ("/dashboard", Route::Unknown),
             ("/landline.js/", Route::Unknown),
             ("/ws", Route::WebSocket),
             ("/healthz", Route::Healthz),

@@ -5,6 +5,7 @@
 //! The connection's reader.
 
 mod connections;
+mod pages;
 mod state;
 
 use std::{sync::Arc, time::Duration};
@@ -143,32 +144,15 @@ fn respond(
                 .write(out, exchange);
             Ok(200)
         }
-        Route::Index => {
-            Response::new(200)
-                .header("Content-Security-Policy", PAGE_POLICY)
-                .header("Referrer-Policy", "no-referrer")
-                .body("text/html; charset=utf-8", PAGE.as_bytes())
-                .write(out, exchange);
-            Ok(200)
-        }
-        Route::Module => {
-            // It changes with the relay, and is small: asked for anew, it is never a wrong one.
-            Response::new(200)
-                .cache_control("no-cache")
-                .body("text/javascript; charset=utf-8", MODULE.as_bytes())
-                .write(out, exchange);
-            Ok(200)
-        }
+        Route::Index => Ok(pages::index(exchange, out)),
+        Route::Style => Ok(pages::style(exchange, out)),
+        Route::Script => Ok(pages::script(exchange, out)),
+        Route::Module => Ok(pages::module(exchange, out)),
         Route::WebSocket | Route::Unknown => {
             Err(Refusal::new(Code::NotFound, "there is nothing under this path").into())
         }
     }
 }
-
-const PAGE: &str = include_str!("../web/index.html");
-const MODULE: &str = include_str!("../web/landline.js");
-const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; connect-src 'self'; \
-                           base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 fn publish(
     line: &mut Line,

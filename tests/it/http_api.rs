@@ -180,7 +180,7 @@ fn head_and_options_say_what_get_would_and_what_is_allowed() {
     let mut http = node.http();
     http.post(EVENTS, "1");
 
-    for path in ["/healthz", "/landline.js", "/v1/topics", EVENTS] {
+    for path in ["/", "/dashboard.js", "/healthz", "/landline.js", "/v1/topics", EVENTS] {
         let get = http.get(path);
         let head = http.request("HEAD", path, &[], "");
         assert_eq!((head.status, get.status), (200, 200), "{path}");
@@ -210,6 +210,45 @@ fn the_client_for_browsers_is_served_as_a_module() {
     // A page of this machine may import it: modules are fetched as CORS says.
     let allowed = from_elsewhere.header("access-control-allow-origin");
     assert_eq!(allowed, Some("http://localhost:3000"));
+}
+
+#[test]
+fn the_dashboard_is_served_under_a_policy_that_takes_nothing_from_elsewhere() {
+    let node = Node::start();
+    let mut http = node.http();
+
+    let page = http.get("/");
+
+    assert_eq!(page.status, 200);
+    assert_eq!(page.header("content-type"), Some("text/html; charset=utf-8"));
+    assert_eq!(page.header("x-content-type-options"), Some("nosniff"));
+    assert_eq!(page.header("referrer-policy"), Some("no-referrer"));
+    let policy = page.header("content-security-policy").unwrap_or_default();
+    let directives: BTreeMap<_, _> =
+        policy.split("; ").filter_map(|directive| directive.split_once(' ')).collect();
+    for (name, sources) in [
+        ("default-src", "'none'"),
+        ("script-src", "'self'"),
+        ("style-src", "'self'"),
+        ("connect-src", "'self'"),
+        ("img-src", "'self' data:"),
+        ("base-uri", "'none'"),
+        ("form-action", "'none'"),
+        ("frame-ancestors", "'none'"),
+    ] {
+        assert_eq!(directives.get(name), Some(&sources), "{policy}");
+    }
+    // What it names is served, relative to where it is, and never an old one.
+    for (path, content_type) in [
+        ("dashboard.css", "text/css; charset=utf-8"),
+        ("dashboard.js", "text/javascript; charset=utf-8"),
+    ] {
+        assert!(page.body.contains(&format!("\"{path}\"")), "{path}");
+        let part = http.get(&format!("/{path}"));
+        assert_eq!((part.status, part.header("content-type")), (200, Some(content_type)));
+        assert_eq!(part.header("cache-control"), Some("no-cache"), "{path}");
+        assert_eq!(part.header("x-content-type-options"), Some("nosniff"), "{path}");
+    }
 }
 
 #[test]
