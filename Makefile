@@ -7,9 +7,9 @@ TARGET := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 PACKAGES := ws@8.23.0 playwright-core@1.65.1 axe-core@4.14.1
 STATIC := target/$(TARGET)/release/landline
 
-.PHONY: check format lint test js browser packages docs bench-once bench static clean
+.PHONY: check format lint test models models-long tsan js browser packages docs bench-once bench static clean
 
-check: format lint test js browser docs bench-once static
+check: format lint test models js browser docs bench-once static
 
 format: need-rust
 	$(CARGO) fmt --check
@@ -20,6 +20,21 @@ lint: need-rust
 
 test: need-rust
 	$(CARGO) test --locked
+
+# What threads hand to one another, under schedules that a checker chooses; each known bug must be found. How many
+# schedules: so many times those that each model says.
+SCHEDULES := 5
+MODEL := models::
+models: need-rust
+	RUST_BACKTRACE=0 RUSTFLAGS="--cfg shuttle" LANDLINE_SCHEDULES=$(SCHEDULES) \
+		$(CARGO) test --locked --lib --target-dir target/models -- $(MODEL)
+
+models-long:
+	$(MAKE) models SCHEDULES=200
+
+# The integration tests with ThreadSanitizer, on Debian; not part of `check`.
+tsan: need-rust
+	tests/tsan.sh
 
 # The client for browsers, under Node against the relay.
 js: need-rust packages

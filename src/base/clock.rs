@@ -4,11 +4,12 @@
 //! time-outs use the monotonic one.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
-
-use crate::base::sync::atomic::{AtomicU64, Ordering};
 
 /// A source of monotonic and wall-clock time. Cloning yields another handle to the same source.
 #[derive(Clone, Debug)]

@@ -6,10 +6,11 @@
 
 use std::time::Duration;
 
-pub use crossbeam::channel::{Receiver, RecvError, RecvTimeoutError, TryRecvError};
-use crossbeam::channel::{SendTimeoutError, Sender, TrySendError};
-
-use crate::base::lock;
+pub use crate::base::sync::channel::{Receiver, RecvError, RecvTimeoutError, TryRecvError};
+use crate::base::{
+    lock,
+    sync::channel::{self, SendTimeoutError, Sender, TrySendError},
+};
 
 /// What a sender experiences when the queue is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +78,7 @@ pub struct Inlet<T> {
 #[must_use]
 #[expect(clippy::disallowed_methods, reason = "the one place that creates queues")]
 pub fn open<T>(lane: Lane) -> (Inlet<T>, Receiver<T>) {
-    let (sender, receiver) = crossbeam::channel::bounded(lane.capacity);
+    let (sender, receiver) = channel::bounded(lane.capacity);
     (Inlet { lane, sender }, receiver)
 }
 

@@ -8,19 +8,19 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, OnceLock},
-    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
-
 use crate::base::{
     clock::Clock,
+    fault::Fault,
     limits::THREAD_NAME_BYTES_MAX,
     lock::{Rank, Ranked},
     sync::{
         Condvar,
         atomic::{AtomicU64, Ordering},
+        channel::{self, Receiver, RecvTimeoutError, Sender},
+        thread::{self, JoinHandle},
     },
 };
 
@@ -50,7 +50,7 @@ struct StopShared {
 impl Default for Stop {
     #[expect(clippy::disallowed_methods, reason = "a signal, not a queue: it never holds anything")]
     fn default() -> Self {
-        let (hold, wake) = crossbeam::channel::bounded(0);
+        let (hold, wake) = channel::bounded(0);
         let hold = Ranked::new(Rank::Crew, Some(hold));
         let shared = StopShared { cause: OnceLock::new(), hold, wake, on_raise: OnceLock::new() };
         Self { shared: Arc::new(shared) }
@@ -60,6 +60,9 @@ impl Default for Stop {
 impl Stop {
     /// Raises the signal. Returns whether this call was the first; later causes are ignored.
     pub fn raise(&self, cause: Cause) -> bool {
+        if Fault::StopWithoutCause.is_on() {
+            drop(self.shared.hold.with(Option::take));
+        }
         let first = self.shared.cause.set(cause).is_ok();
         if first {
             drop(self.shared.hold.with(Option::take));
@@ -146,7 +149,7 @@ impl Group {
         on_panic: OnPanic,
         body: impl FnOnce() + Send + 'static,
     ) -> io::Result<()> {
-        let (alive, exited) = crossbeam::channel::bounded(0);
+        let (alive, exited) = channel::bounded(0);
         let body =
             supervised(name.clone(), on_panic, self.stop.clone(), Arc::clone(&self.panics), body);
         let body = move || {

@@ -6,14 +6,12 @@
 
 use std::{
     cell::Cell,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
-use crate::base::sync::{
-    Condvar, Mutex,
-    atomic::{AtomicBool, Ordering},
-};
+use crate::base::sync::{Condvar, Mutex, thread_local};
 
 /// Lock order, outermost first. Adding a lock means adding a line here and in `ARCHITECTURE.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,7 +180,7 @@ impl<T> Ranked<T> {
 /// If the calling thread holds any ranked lock.
 #[track_caller]
 pub fn assert_none_held() {
-    let rank = HIGHEST.get();
+    let rank = HIGHEST.with(Cell::get);
     assert!(rank == 0, "I/O with a lock of rank {rank} held");
 }
 
@@ -197,16 +195,16 @@ struct Held {
 impl Held {
     #[track_caller]
     fn enter(rank: Rank) -> Held {
-        let outer = HIGHEST.get();
+        let outer = HIGHEST.with(Cell::get);
         assert!(outer < rank as u8, "lock order: {rank:?} taken while holding rank {outer}");
-        HIGHEST.set(rank as u8);
+        HIGHEST.with(|highest| highest.set(rank as u8));
         Held { outer }
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        HIGHEST.set(self.outer);
+        HIGHEST.with(|highest| highest.set(self.outer));
     }
 }
 

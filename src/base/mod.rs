@@ -8,10 +8,13 @@ pub mod backoff;
 pub mod clock;
 #[cfg(test)]
 pub mod docs;
+pub mod fault;
 pub mod interest;
 pub mod lane;
 pub mod lifecycle;
 pub mod limits;
 pub mod lock;
+#[cfg(all(test, shuttle))]
+mod models;
 pub mod random;
 pub mod sync;

@@ -1,8 +1,26 @@
 //! The primitives that threads meet at, behind one facade.
 //!
-//! Everything whose correctness depends on interleaving (outbox, wake flags, logs, stop) takes its
-//! mutex, condvar and atomics from here, so that a model checker can swap them in one place.
+//! Everything whose correctness depends on interleaving (outbox, wake flags, logs, lanes, stop)
+//! takes its mutex, condvar, atomics, threads and channels from here, so that a model checker swaps
+//! them in one place: `make models` builds the unit tests with `--cfg shuttle`.
+//!
+//! What is atomic but orders nothing (counters, a clock's hands) takes its atomics from `std`: a
+//! checker has nothing to find there, and would try all orders of it.
 
-pub use std::sync::{Arc, atomic};
+pub use std::sync::Arc;
 
-pub use parking_lot::{Condvar, Mutex, MutexGuard};
+#[cfg(not(all(test, shuttle)))]
+pub use {
+    crossbeam::channel,
+    parking_lot::{Condvar, Mutex, MutexGuard},
+    std::{sync::atomic, thread, thread_local},
+};
+
+#[cfg(all(test, shuttle))]
+pub use {
+    model::{Condvar, Mutex, MutexGuard, channel},
+    shuttle::{sync::atomic, thread, thread_local},
+};
+
+#[cfg(all(test, shuttle))]
+pub mod model;

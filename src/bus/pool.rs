@@ -14,7 +14,6 @@ use std::{
     io,
     num::NonZeroUsize,
     sync::OnceLock,
-    thread::{self, ThreadId},
     time::{Duration, Instant},
 };
 
@@ -28,6 +27,7 @@ use crate::{
         sync::{
             Arc, Condvar,
             atomic::{AtomicBool, AtomicU64, Ordering},
+            thread::{self, ThreadId},
         },
     },
     bus::{BusError, contained},

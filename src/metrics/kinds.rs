@@ -1,8 +1,10 @@
 //! Counters and gauges: atomics that know how to print themselves.
 
-use std::{fmt::Write, marker::PhantomData};
-
-use crate::base::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    fmt::Write,
+    marker::PhantomData,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 /// A metric label whose values are the variants of a small enum.
 pub trait Label: Copy {

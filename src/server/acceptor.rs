@@ -110,19 +110,8 @@ fn admit(
         return turn_away(shared, socket, Refused::Limit, turned_away);
     }
     prepare(&socket);
-    // Relaxed: an id is only unique, it orders nothing.
-    let id = shared.next_connection.fetch_add(1, Ordering::Relaxed);
-    let writer = usize::try_from(id % shared.writers.len() as u64).unwrap_or(0);
-    let (_, config) = shared.config();
-    let now_ms = shared.clock.uptime_ms();
-    let timeout = config.connections.handshake_timeout;
-    let deadline_ms = now_ms + u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX / 2);
-    let handle = shared.writers[writer].clone();
-    let birth = Birth { id, peer, socket, writer, handle, now_ms, deadline_ms };
-    let connection = Arc::new(Connection::new(birth));
-    shared.roster.insert(&connection);
-    connection.command(Command::Attach(Arc::clone(&connection)));
-    shared.watch(&connection, now_ms);
+    let connection = introduce(shared, socket, peer);
+    let (id, now_ms) = (connection.id, connection.opened_ms);
     let body = {
         let (shared, connection) = (Arc::clone(shared), Arc::clone(&connection));
         move || reader::run(&shared, &connection)
@@ -139,6 +128,28 @@ fn admit(
         });
         connection.command(Command::Detach { connection: id });
     }
+}
+
+/// Makes a connection, and makes it known to everybody but its reader.
+pub(crate) fn introduce(
+    shared: &Arc<Shared>,
+    socket: TcpStream,
+    peer: SocketAddr,
+) -> Arc<Connection> {
+    // Relaxed: an id is only unique, it orders nothing.
+    let id = shared.next_connection.fetch_add(1, Ordering::Relaxed);
+    let writer = usize::try_from(id % shared.writers.len() as u64).unwrap_or(0);
+    let (_, config) = shared.config();
+    let now_ms = shared.clock.uptime_ms();
+    let timeout = config.connections.handshake_timeout;
+    let deadline_ms = now_ms + u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX / 2);
+    let handle = shared.writers[writer].clone();
+    let birth = Birth { id, peer, socket, writer, handle, now_ms, deadline_ms };
+    let connection = Arc::new(Connection::new(birth));
+    shared.roster.insert(&connection);
+    connection.command(Command::Attach(Arc::clone(&connection)));
+    shared.watch(&connection, now_ms);
+    connection
 }
 
 /// Socket options that every connection gets. None of them is vital: an error leaves the default.

@@ -26,6 +26,7 @@ use std::{
 use crate::{
     base::{
         backoff::Backoff,
+        fault::Fault,
         lane::{Inlet, Receiver, RecvTimeoutError},
         limits::{COMMIT_BYTES, WRITTEN_BYTES_MAX},
         lock,
@@ -178,7 +179,9 @@ impl Committer<'_> {
             self.lazy_at = None;
         }
         // Before looking: what comes after this comes with a job of its own.
-        topics.iter().for_each(|topic| topic.committer_looks());
+        if !Fault::CommitterFlag.is_on() {
+            topics.iter().for_each(|topic| topic.committer_looks());
+        }
         must |= self.look_at_state();
         let sweeps = self.sweep_at <= now;
         let must_sync = is_due(self.sync_at) || WRITTEN_BYTES_MAX < self.store.written_bytes();
@@ -191,7 +194,13 @@ impl Committer<'_> {
     }
 
     fn commit(&mut self, topics: Vec<Arc<Topic>>, sweeps: bool) {
-        let (mut batch, taken) = self.gather(topics);
+        let (mut batch, mut taken) = self.gather(topics);
+        if Fault::CommitterFlag.is_on() {
+            taken.iter().for_each(|(topic, _)| topic.committer_looks());
+        }
+        if Fault::AnswerEarly.is_on() {
+            self.confirm_all(std::mem::take(&mut taken), true);
+        }
         let state = self.take_state(&mut batch);
         if sweeps {
             self.sweep_at = self.shared.clock.now() + SWEEP;

@@ -22,7 +22,7 @@ use rustix::{
 };
 
 use crate::{
-    base::lock,
+    base::{fault::Fault, lock},
     config::Config,
     metrics::labels::{Closed, Transport},
     server::{
@@ -121,6 +121,9 @@ impl Line {
         self.appended.transport = Some(transport);
         self.appended.events += 1;
         self.appended.bytes += bytes as u64;
+        if Fault::WakeBeforeAppend.is_on() {
+            return;
+        }
         if self.news.iter().rev().any(|known| Arc::ptr_eq(known, topic)) {
             return;
         }

@@ -17,6 +17,8 @@ mod keeper;
 mod line;
 mod lists;
 mod logging;
+#[cfg(all(test, shuttle))]
+mod models;
 mod outbox;
 mod pager;
 mod presence;

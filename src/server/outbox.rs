@@ -14,6 +14,7 @@
 use std::time::Duration;
 
 use crate::base::{
+    fault::Fault,
     lock::{Rank, Ranked},
     sync::{
         Condvar,
@@ -150,10 +151,12 @@ impl Outbox {
     /// Takes all that waits; last words only when no reply is promised any more. What is appended
     /// after this tells the writer again.
     pub(crate) fn take(&self) -> Taken {
-        self.told.swap(false, Ordering::AcqRel);
+        if !Fault::OutboxFlag.is_on() {
+            self.told.swap(false, Ordering::AcqRel);
+        }
         let taken = self.inner.with(|inner| {
             let bytes = std::mem::take(&mut inner.bytes);
-            if 0 < inner.promised {
+            if 0 < inner.promised && !Fault::OutboxPromise.is_on() {
                 return Taken { bytes, last_words: None };
             }
             let last_words = match std::mem::replace(&mut inner.last_words, LastWords::Taken) {
@@ -165,6 +168,9 @@ impl Outbox {
             };
             Taken { bytes, last_words }
         });
+        if Fault::OutboxFlag.is_on() {
+            self.told.swap(false, Ordering::AcqRel);
+        }
         self.room.notify_all();
         taken
     }

@@ -284,7 +284,7 @@ impl Server {
         Server::start_with(config, Some(store))
     }
 
-    fn start_with(
+    pub(super) fn start_with(
         config: Config,
         store: Option<(Box<dyn Store>, Loaded)>,
     ) -> Result<Server, StartError> {

@@ -10,6 +10,7 @@
 //! What is sent (`writer`), when a silent client is given up (`keeper`).
 
 mod acks;
+mod durable;
 mod presence;
 mod state;
 
@@ -24,9 +25,9 @@ use tungstenite::{
     protocol::{Role, WebSocketConfig, WebSocketContext},
 };
 
-use self::acks::Acking;
+use self::{acks::Acking, durable::publish_durable};
 use crate::{
-    base::limits::PUBLISHED_BYTES,
+    base::fault::Fault,
     metrics::labels::{Closed, Transport},
     name::{Filter, Name, Pattern, UserName},
     server::{
@@ -36,7 +37,7 @@ use crate::{
         requests::check_writable,
         writer::{By, Command, Follow, OpenPattern, PatternOpened, Unfollow},
     },
-    topic::{Confirm, Draft, Follower, Topic},
+    topic::{Draft, Follower, Topic},
     wire::{
         codes::{CloseCode, Code},
         json,
@@ -77,7 +78,7 @@ pub(super) struct Terms {
     acks: Option<Acks>,
 }
 
-type Context = Box<WebSocketContext>;
+pub(super) type Context = Box<WebSocketContext>;
 
 /// Serves a connection until it ends. `received` came behind the HTTP head.
 #[inline(never)]
@@ -91,7 +92,7 @@ pub(crate) fn serve(line: Line, received: Vec<u8>) -> Option<UserName> {
 /// what is large and what is rare stay out of the frames of the loop (functions that are not
 /// inlined, here and below, are that for this reason).
 #[inline(never)]
-fn open(line: Line, received: Vec<u8>) -> (Box<Session>, Context) {
+pub(super) fn open(line: Line, received: Vec<u8>) -> (Box<Session>, Context) {
     let session = Session::begin(line, Phase::WebSocket);
     let max_message = session.line.config().connections.max_message;
     let config = WebSocketConfig::default()
@@ -119,9 +120,10 @@ impl Session {
             has_joined: false,
         });
         let (shared, connection) = (&session.line.shared, &session.line.connection);
+        let asked = Fault::PhaseLate.is_on().then(|| shared.readiness());
         connection.enter(phase, 0);
         // After entering the phase: a stop that begins now finds it, or is found here.
-        if shared.readiness().is_err() {
+        if asked.unwrap_or_else(|| shared.readiness()).is_err() {
             shared.say_stopping(connection, shared.clock.uptime_ms() + shared.drain_ms());
             shared.watch(connection, shared.clock.uptime_ms());
         }
@@ -149,7 +151,7 @@ impl Session {
 
     /// Handles one message. Whatever is wrong with it costs its sender an error reply and nobody
     /// else anything.
-    fn handle(&mut self, text: &str) {
+    pub(super) fn handle(&mut self, text: &str) {
         if self.has_ended() {
             return;
         }
@@ -206,6 +208,9 @@ impl Session {
             return done;
         }
         let now_ms = self.line.now_ms();
+        if Fault::WakeBeforeAppend.is_on() {
+            self.line.shared.wake(&topic);
+        }
         let done = self.line.shared.publish(&mut topic, &draft, now_ms, None);
         if let Ok(done) = &done
             && !done.receipt.duplicate
@@ -263,6 +268,9 @@ impl Session {
     ) -> Result<(), Refusal> {
         let (connection, writer) = (self.line.connection.id, self.line.connection.writer);
         let topic = self.line.shared.open_and_follow(name, writer)?;
+        if Fault::FollowLate.is_on() {
+            topic.unfollow(writer, 0);
+        }
         let begun = match &terms.acks {
             Some(acks) => self.begin_acks(&topic, from, acks).map(|(start, it)| (start, Some(it))),
             None => self.line.shared.start(&topic, from).map(|start| (start, None)),
@@ -278,8 +286,12 @@ impl Session {
             self.acking.remove(&self.line.shared, name);
         }
         let by = By::Name { request, slow: terms.slow };
+        let late = Fault::FollowLate.is_on().then(|| Arc::clone(&topic));
         let follow = Box::new(Follow { connection, topic, start, by, acks });
         self.line.command(Command::Follow(follow));
+        if let Some(topic) = late {
+            topic.follow(writer);
+        }
         Ok(())
     }
 
@@ -445,7 +457,7 @@ impl Session {
         self.line.shared.watch(&self.line.connection, now_ms);
     }
 
-    /// Whether the last word has been said, here or by another thread.
+    /// Whether the last word has been said.
     fn has_ended(&self) -> bool {
         self.line.connection.phase() == Phase::Closing
     }
@@ -509,43 +521,6 @@ impl Session {
             }
         }
     }
-}
-
-/// Appends an event that nobody is to see, and whose publisher is not to be answered, before it is
-/// as safe as its topic asks for. The committer does both.
-#[inline(never)]
-fn publish_durable(
-    line: &mut Line,
-    publisher: &mut Option<Arc<Publisher>>,
-    id: Option<u64>,
-    topic: &mut Arc<Topic>,
-    draft: &Draft<'_>,
-) -> Result<(), Refusal> {
-    let publisher = Publisher::of(line, publisher) as Arc<dyn Confirm>;
-    if !line.shared.vault.has_room() {
-        line.tell();
-    }
-    line.make_room();
-    let promised = if id.is_some() { PUBLISHED_BYTES } else { 0 };
-    if !line.connection.outbox.promise(promised) {
-        // The last word has been said: nobody would hear that it is stored.
-        return Ok(());
-    }
-    let done = line.shared.publish(topic, draft, line.now_ms(), Some((&publisher, id)));
-    let is_pending = done.as_ref().is_ok_and(|done| done.is_pending);
-    if !is_pending {
-        let connection = &line.connection;
-        connection.outbox.keep_promise(promised, |out| {
-            if let (Ok(done), Some(id)) = (&done, id) {
-                reply::published(out, id, &done.receipt);
-            }
-        });
-        connection.flush();
-    }
-    if !done?.receipt.duplicate {
-        line.has_news(topic, Transport::WebSocket, draft.data.len());
-    }
-    Ok(())
 }
 
 #[cfg(test)]

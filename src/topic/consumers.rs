@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use crate::{
+    base::fault::Fault,
     name::UserName,
     store::{ConsumerChange, ConsumerState, TopicId},
 };
@@ -230,7 +231,8 @@ impl Consumers {
 
     fn held(&mut self, name: &UserName, fence: u64) -> Option<(&mut Consumer, &mut Vec<UserName>)> {
         let consumer = self.by_name.get_mut(name)?;
-        let is_held = consumer.holder.is_some_and(|holder| holder.fence == fence);
+        let is_fence = |holder: Holder| holder.fence == fence || Fault::Fence.is_on();
+        let is_held = consumer.holder.is_some_and(is_fence);
         is_held.then_some((consumer, &mut self.dirty))
     }
 }

@@ -66,6 +66,21 @@ fn every_test_file_is_part_of_the_tests() {
 }
 
 #[test]
+fn every_bug_that_can_be_put_back_is_found_by_a_model() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut models = String::new();
+    for_each_source(&src, &mut |_, text| models.push_str(text));
+    let faults = fs::read_to_string(src.join("base/fault.rs")).expect("the list of faults");
+    let list = faults.split("pub enum Fault {").nth(1).and_then(|rest| rest.split("\n}").next());
+    let names = list.expect("the faults are an enum").lines().filter_map(|line| {
+        line.trim().strip_suffix(',').filter(|name| name.chars().all(char::is_alphanumeric))
+    });
+    let missing: Vec<&str> =
+        names.filter(|name| !models.contains(&format!("finds(Fault::{name}, "))).collect();
+    assert_eq!(missing, [""; 0]);
+}
+
+#[test]
 fn the_rules_find_what_breaks_them() {
     let long = format!("//! A file.\n// {}\n", "x".repeat(100));
     for (path, text, rule) in [

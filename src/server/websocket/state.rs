@@ -8,7 +8,6 @@ use crate::{
     name::Filter,
     server::{
         connection::Publisher,
-        line::Line,
         state::Which,
         sys,
         writer::{Command, UnwatchOrder, WatchOrder},
@@ -21,16 +20,6 @@ use crate::{
         state::StatePosition,
     },
 };
-
-impl Publisher {
-    /// Who hears of what a connection has stored; made when it is needed.
-    pub(super) fn of(line: &Line, own: &mut Option<Arc<Publisher>>) -> Arc<Publisher> {
-        Arc::clone(own.get_or_insert_with(|| {
-            let (connection, shared) = (Arc::clone(&line.connection), Arc::clone(&line.shared));
-            Arc::new(Publisher { connection, shared })
-        }))
-    }
-}
 
 impl Session {
     #[inline(never)]

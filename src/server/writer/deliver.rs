@@ -10,7 +10,7 @@ use super::{
     stream::Forms,
 };
 use crate::{
-    base::{limits::TURN_BYTES, lock},
+    base::{fault::Fault, limits::TURN_BYTES, lock},
     metrics::labels::Closed,
     server::{
         connection::{Bye, Connection, Phase},
@@ -159,9 +159,14 @@ impl Writer {
             let Some(feed_index) = self.ready.pop_front() else { return };
             let feed = &mut self.feeds[feed_index];
             feed.queued = false;
-            feed.topic.woken(self.index);
+            if !Fault::WakeFlag.is_on() {
+                feed.topic.woken(self.index);
+            }
             if self.move_group(feed_index, u64::MAX) {
                 self.queue(feed_index);
+            }
+            if Fault::WakeFlag.is_on() {
+                self.feeds[feed_index].topic.woken(self.index);
             }
         }
     }

@@ -8,7 +8,7 @@ use super::{
     peer::{Parked, Part, PartKind},
 };
 use crate::{
-    base::limits::PAGES_PER_WRITER,
+    base::{fault::Fault, limits::PAGES_PER_WRITER},
     metrics::labels::Closed,
     server::{
         connection::Bye,
@@ -64,7 +64,8 @@ impl Writer {
         let index = self.by_connection.get(&connection);
         let (Some(feed), Some(&index)) = (feed, index) else { return false };
         self.peers[index].follows.get(feed).is_some_and(|following| {
-            following.parked == Some(Parked::Page) && following.cursor == Some(after)
+            let waits = following.parked == Some(Parked::Page) && following.cursor == Some(after);
+            waits || Fault::StalePage.is_on()
         })
     }
 

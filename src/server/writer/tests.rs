@@ -1,6 +1,8 @@
 //! A writer without its thread, turned by hand: what it sends, to whom, and in which order.
 
 mod acks;
+#[cfg(shuttle)]
+mod models;
 mod stream;
 mod survey;
 mod watch;
