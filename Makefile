@@ -7,12 +7,14 @@ TARGET := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 PACKAGES := ws@8.23.0 playwright-core@1.65.1 axe-core@4.14.1
 STATIC := target/$(TARGET)/release/landline
 
-.PHONY: check format lint test models models-long tsan js browser packages docs bench-once bench static clean
+.PHONY: check format lint test models models-long tsan js browser packages docs
+.PHONY: fuzz fuzz-check fuzz-long fuzz-build bench-once bench static clean
 
-check: format lint test models js browser docs bench-once static
+check: format lint test models js browser docs fuzz-check bench-once static
 
 format: need-rust
 	$(CARGO) fmt --check
+	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 
 lint: need-rust
 	$(CARGO) clippy --all-targets --locked -- -D warnings
@@ -55,6 +57,39 @@ packages: need-node
 docs: need-rust
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked
 
+# Each fuzz target for so many seconds, one after the other: `make fuzz FUZZ_SECONDS=600 FUZZ_TARGETS=relay`.
+# What is found lies in target/fuzz/found; what was learnt, from which the next run goes on, in target/fuzz/corpus.
+FUZZ_SECONDS ?= 60
+FUZZ_CHECK_SECONDS ?= 20
+FUZZ_LONG_SECONDS ?= 3600
+FUZZ_TARGETS ?= http_head request texts patterns store_records log_model state_model relay
+FUZZ_BIN := target/fuzz/$(TARGET)/release
+# What the compiler of every stable Rust can do by itself: coverage for libFuzzer.
+FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+	-Cllvm-args=-sanitizer-coverage-trace-compares
+
+fuzz: fuzz-build
+	@for target in $(FUZZ_TARGETS); do \
+		mkdir -p target/fuzz/corpus/$$target target/fuzz/found; \
+		echo "== $$target, $(FUZZ_SECONDS) s"; \
+		$(FUZZ_BIN)/$$target target/fuzz/corpus/$$target fuzz/corpus/$$target -dict=fuzz/words.dict \
+			-max_total_time=$(FUZZ_SECONDS) -timeout=30 -artifact_prefix=target/fuzz/found/$$target- \
+			-print_final_stats=1 >target/fuzz/$$target.log 2>&1 \
+			|| { tail -n 40 target/fuzz/$$target.log; exit 1; }; \
+		grep -h number_of_executed target/fuzz/$$target.log; \
+	done
+
+fuzz-check:
+	$(MAKE) fuzz FUZZ_SECONDS=$(FUZZ_CHECK_SECONDS)
+
+fuzz-long:
+	$(MAKE) fuzz FUZZ_SECONDS=$(FUZZ_LONG_SECONDS)
+
+fuzz-build: need-rust need-cxx
+	RUSTFLAGS="$(FUZZ_FLAGS)" $(CARGO) build --release --locked --manifest-path fuzz/Cargo.toml \
+		--target $(TARGET) --target-dir target/fuzz
+
 # Every bench once: that they run, not how fast.
 bench-once: need-rust
 	$(CARGO) bench --locked -- --test
@@ -73,14 +108,21 @@ static: need-rust
 clean:
 	$(CARGO) clean
 
-.PHONY: need-rust need-node need-chromium
+# Installs a Debian package, if that is up to us.
+apt = test "$$(id -u)" = 0 && apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(1)
+
+.PHONY: need-rust need-cxx need-node need-chromium
 need-rust:
 	@command -v $(CARGO) >/dev/null || { echo "missing: cargo (a Rust toolchain)"; exit 1; }
+
+need-cxx:
+	@command -v c++ >/dev/null || { $(call apt,g++); } || \
+		{ echo "missing: c++ (a C++ compiler; on Debian: apt-get install g++), for libFuzzer"; exit 1; }
 
 need-node:
 	@node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' 2>/dev/null && command -v npm >/dev/null || \
 		{ echo "missing: node 20 or newer with npm, for the tests in JavaScript"; exit 1; }
 
 need-chromium:
-	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get install -y -q chromium; } || \
+	@command -v chromium >/dev/null || { $(call apt,chromium); } || \
 		{ echo "missing: chromium (on Debian: apt-get install chromium), for the tests of the dashboard"; exit 1; }

@@ -82,8 +82,9 @@ impl Eq for Host<'_> {}
 /// A host name without the dot that may end it.
 fn parse_name(text: &str) -> Option<&str> {
     let name = text.strip_suffix('.').unwrap_or(text);
-    let known = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
-    let valid = !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.bytes().all(known);
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let is_label = |label: &str| !label.is_empty() && label.bytes().all(known);
+    let valid = name.len() <= NAME_BYTES_MAX && name.split('.').all(is_label);
     valid.then_some(name)
 }
 
@@ -119,6 +120,9 @@ mod tests {
         for text in [
             "",
             ".",
+            "..",
+            "a..b",
+            ".local",
             ":80",
             "a:b",
             "a:+80",

@@ -177,7 +177,7 @@ fn continues(batch: &Batch, facts: &Facts, tails: &mut HashMap<TopicId, u64>) ->
     })
 }
 
-fn encode(generation: u64, batch: &Batch) -> io::Result<Vec<u8>> {
+pub(super) fn encode(generation: u64, batch: &Batch) -> io::Result<Vec<u8>> {
     let frames: usize = batch.runs.iter().map(|run| run.frames.len() + 128).sum();
     let mut out = Vec::with_capacity(HEAD_BYTES + 64 + frames);
     out.resize(HEAD_BYTES, 0);
@@ -216,6 +216,8 @@ fn decode(payload: &[u8]) -> Option<Batch> {
     for _ in 0..fields.number()? {
         let (topic, first, count) = (fields.number()?, fields.number()?, fields.number()?);
         let (first_ms, last_ms) = (fields.number()?, fields.number()?);
+        // As for a chunk: what goes on from it has a sequence too.
+        first.checked_add(count).filter(|_| 1 <= count)?;
         let frames = fields.bytes()?.to_vec();
         let mut keys = Vec::new();
         for _ in 0..fields.number()? {
@@ -226,4 +228,25 @@ fn decode(payload: &[u8]) -> Option<Batch> {
         batch.runs.push(Run { topic, first, count, first_ms, last_ms, frames, keys });
     }
     fields.0.is_empty().then_some(batch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Such a run was taken, and the next one then panicked with its sequence.
+    #[test]
+    fn a_run_without_events_or_with_more_than_there_are_sequences_is_no_record() {
+        let payload = |first, count| {
+            let (frames, keys) = (b"frames".to_vec(), Vec::new());
+            let run = Run { topic: 1, first, count, first_ms: 2, last_ms: 3, frames, keys };
+            let batch = Batch { runs: vec![run], ..Batch::default() };
+            encode(7, &batch).unwrap().split_off(HEAD_BYTES)
+        };
+        for (first, count) in [(1, 0), (1, u64::MAX), (u64::MAX, 1)] {
+            assert!(decode(&payload(first, count)).is_none(), "{first}+{count}");
+        }
+        assert!(decode(&payload(1, u64::MAX - 1)).is_some());
+        assert!(decode(&payload(5, 1)).is_some());
+    }
 }

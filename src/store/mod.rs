@@ -27,6 +27,9 @@ mod database;
 pub mod disk;
 #[cfg(feature = "durable")]
 mod facts;
+#[cfg(all(fuzzing, feature = "durable"))]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(feature = "durable")]
 pub mod inspect;
 #[cfg(feature = "durable")]

@@ -53,6 +53,10 @@ impl Dedupe {
             self.forget_oldest();
             evicted += 1;
         }
+        // The store may have a key twice: one that made room for others, and came once more.
+        if self.seqs.contains_key(key) {
+            self.forget(key);
+        }
         // Publishers read the clock before they take turns.
         let uptime_ms = self.order.back().map_or(0, |(newest_ms, _)| *newest_ms).max(uptime_ms);
         let key: Arc<str> = key.into();
@@ -125,6 +129,19 @@ mod tests {
         assert_eq!(dedupe.find("a", at(1_099)), Some(7));
         assert_eq!(dedupe.find("a", at(1_100)), None);
         assert!(dedupe.is_empty());
+    }
+
+    /// It went with the older of the two, before its window had ended.
+    #[test]
+    fn a_key_that_is_remembered_twice_counts_once_and_from_the_second_time() {
+        let mut dedupe = Dedupe::default();
+        for (key, seq, uptime_ms) in [("a", 1, 0), ("b", 2, 10), ("a", 9, 50)] {
+            dedupe.remember(key, seq, uptime_ms);
+        }
+        assert_eq!((dedupe.len(), dedupe.oldest()), (2, Some(2)));
+        assert_eq!(dedupe.find("a", at(149)), Some(9));
+        assert_eq!(dedupe.find("a", at(150)), None);
+        assert_eq!(dedupe.bytes(), 0);
     }
 
     #[test]

@@ -114,7 +114,7 @@ pub fn decode(text: &str) -> Decoded<'_> {
     let mut parser = serde_json::Deserializer::from_str(text);
     let filled = Fill(&mut envelope).deserialize(&mut parser).and_then(|()| parser.end());
     if let Err(error) = filled {
-        let message = format!("the message is not a valid JSON object: {error}");
+        let message = format!("the message is not a valid JSON object: {}", brief(&error));
         return Decoded { id: None, request: Err(Refusal::new(Code::BadRequest, message)) };
     }
     match envelope.id.number("id") {
@@ -498,9 +498,19 @@ fn shown(value: &str) -> String {
     const CHARS_MAX: usize = 40;
     let quoted =
         if value.starts_with(['"', '{', '[']) { value.to_owned() } else { format!("{value:?}") };
-    match quoted.char_indices().nth(CHARS_MAX) {
-        Some((end, _)) => format!("{}...", &quoted[..end]),
-        None => quoted,
+    cut(quoted, CHARS_MAX)
+}
+
+/// What the parser says, short even if it repeats all of the text.
+fn brief(error: &serde_json::Error) -> String {
+    const CHARS_MAX: usize = 120;
+    cut(error.to_string(), CHARS_MAX)
+}
+
+fn cut(text: String, chars_max: usize) -> String {
+    match text.char_indices().nth(chars_max) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
     }
 }
 

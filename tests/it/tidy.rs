@@ -39,7 +39,7 @@ const LINE_COLUMNS_MAX: usize = 100;
 fn every_file_is_tidy() {
     let mut problems = Vec::new();
 
-    for root in ["src", "tests", "benches"] {
+    for root in ["src", "tests", "benches", "fuzz"] {
         for_each_source(&Path::new(env!("CARGO_MANIFEST_DIR")).join(root), &mut |path, text| {
             let path = path.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap_or(path);
             for (line, rule) in violations(path, text) {

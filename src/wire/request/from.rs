@@ -7,7 +7,7 @@ use serde::{
     de::{MapAccess, Visitor},
 };
 
-use super::{Field, Refusal, Text, shown, string};
+use super::{Field, Refusal, Text, brief, shown, string};
 use crate::{
     base::limits::POSITIONS_MAX,
     name::Name,
@@ -77,10 +77,10 @@ fn position_of(fields: &FromFields<'_>) -> Result<Position, Refusal> {
 }
 
 fn positions(raw: &str) -> Result<Vec<(Name, Position)>, Refusal> {
-    let wrong = |error| {
+    let wrong = |error: serde_json::Error| {
         Refusal::field(
             "from.positions",
-            format!("from.positions is not {{topic: position}}: {error}"),
+            format!("from.positions is not {{topic: position}}: {}", brief(&error)),
         )
     };
     let map: Positions<'_> = serde_json::from_str(raw).map_err(wrong)?;

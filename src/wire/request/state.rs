@@ -6,7 +6,7 @@ use crate::{
     name::{Filter, Name},
     wire::{
         position::Epoch,
-        request::{HISTORY_DEFAULT, parse_topic},
+        request::{HISTORY_DEFAULT, brief, parse_topic},
         state::StatePosition,
     },
 };
@@ -142,7 +142,7 @@ fn parse_from(raw: &str) -> Result<StatePosition, Refusal> {
     let refuse = |why: &dyn std::fmt::Display| {
         Refusal::field("from", format!("from is not {{\"epoch\", \"version\"}}: {why}"))
     };
-    let body: Body = serde_json::from_str(raw).map_err(|error| refuse(&error))?;
+    let body: Body = serde_json::from_str(raw).map_err(|error| refuse(&brief(&error)))?;
     let epoch: Epoch =
         body.epoch.parse().map_err(|error| refuse(&format_args!("from.epoch {error}")))?;
     Ok(StatePosition { epoch, version: body.version })

@@ -17,6 +17,23 @@ fn from(text: &str) -> From {
     }
 }
 
+/// A parser's message quotes the text, escaped: a megabyte went out for a message of 256 KiB.
+#[test]
+fn a_refusal_is_short_however_long_the_message_is() {
+    let long = "\u{7f}".repeat(50_000);
+    for text in [
+        format!("\"{long}\""),
+        format!(r#"{{"type":"{long}"}}"#),
+        format!(r#"{{"type":"subscribe","topic":"+","from":{{"positions":"{long}"}}}}"#),
+        format!(r#"{{"type":"subscribe","topic":"a","from":"{long}"}}"#),
+        format!(r#"{{"type":"watch","pattern":"a","from":"{long}"}}"#),
+        format!(r#"{{"type":"publish","topic":"a","data":1,"name":["{long}"]}}"#),
+    ] {
+        let refusal = refusal(&text);
+        assert!(refusal.message.len() < 1_000, "{} bytes", refusal.message.len());
+    }
+}
+
 #[test]
 fn data_is_passed_through_untouched_whatever_it_is() {
     for data in ["null", "1.50", "\"a\\u0041\"", "{ \"b\" : [ 1 ,2 ] }", "[]", "-0", "1e400"] {
