@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use landline::{
     name::{Filter, Name},
     state::{
-        ANY_VERSION, Change, ChangeError, Copied, Limits, Map, Now, Pending, Wanted, version_of,
+        ANY_VERSION, Change, ChangeError, Copied, Limits, Map, Now, Pending, Wanted, version_in,
     },
     wire::frame,
 };
@@ -263,7 +263,7 @@ impl Watcher {
                 let (mut before, mut rest) = (self.at, &out[..]);
                 while !rest.is_empty() {
                     let (own, others) = rest.split_at(frame::length(rest));
-                    let version = version_of(own).expect("a state message has a version");
+                    let version = version_in(frame::payload(own)).expect("a state message has a version");
                     assert!(before < version && version <= at, "{before} {version} {at}");
                     before = version;
                     self.take(frame::payload(own));
