@@ -5,12 +5,15 @@ TARGET := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 # For the tests in JavaScript: the WebSocket that Node 20 has not built in, what drives Chromium, and what looks
 # whether everybody can use a page.
 PACKAGES := ws@8.23.0 playwright-core@1.65.1 axe-core@4.14.1
+# For conformance and interoperability: the Autobahn test suite, and two WebSocket clients.
+PYTHON_PACKAGES := kosoku==0.1.0 websockets==17.4 websocket-client==1.9.2
 STATIC := target/$(TARGET)/release/landline
 
 .PHONY: check format lint test models models-long tsan js browser packages docs
+.PHONY: conformance interop python-packages
 .PHONY: fuzz fuzz-check fuzz-long fuzz-build bench-once bench static clean
 
-check: format lint test models js browser docs fuzz-check bench-once static
+check: format lint test models conformance interop js browser docs fuzz-check bench-once static
 
 format: need-rust
 	$(CARGO) fmt --check
@@ -43,6 +46,17 @@ js: need-rust packages
 	$(CARGO) build --locked
 	node --test tests/js/
 
+# The Autobahn test suite's fuzzing client against the relay's own reader, outbox and writer, built to echo.
+conformance: need-rust python-packages
+	RUSTFLAGS="--cfg landline_echo" $(CARGO) build --locked --bin landline --target-dir target/conformance
+	target/python/bin/python -B tests/interop/conformance.py
+
+# Clients that others wrote, against the relay.
+interop: need-rust need-curl packages python-packages
+	$(CARGO) build --locked
+	target/python/bin/python -B tests/interop/clients.py
+	node --test tests/interop/
+
 # The dashboard, and the client for browsers, in Chromium. Pictures of every section go to target/screenshots.
 browser: need-rust need-chromium packages
 	$(CARGO) build --locked
@@ -53,6 +67,12 @@ packages: need-node
 	@test "$$(cat target/js/installed 2>/dev/null)" = "$(PACKAGES)" || \
 		{ npm install --prefix target/js --no-save --no-audit --no-fund $(PACKAGES) && \
 		echo "$(PACKAGES)" >target/js/installed; }
+
+# What the tests in Python need lies in target/python.
+python-packages: need-python
+	@test "$$(cat target/python/installed 2>/dev/null)" = "$(PYTHON_PACKAGES)" || \
+		{ python3 -m venv --clear target/python && target/python/bin/pip install -q $(PYTHON_PACKAGES) && \
+		echo "$(PYTHON_PACKAGES)" >target/python/installed; }
 
 docs: need-rust
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked
@@ -111,7 +131,7 @@ clean:
 # Installs a Debian package, if that is up to us.
 apt = test "$$(id -u)" = 0 && apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(1)
 
-.PHONY: need-rust need-cxx need-node need-chromium
+.PHONY: need-rust need-cxx need-node need-python need-curl need-chromium
 need-rust:
 	@command -v $(CARGO) >/dev/null || { echo "missing: cargo (a Rust toolchain)"; exit 1; }
 
@@ -122,6 +142,15 @@ need-cxx:
 need-node:
 	@node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' 2>/dev/null && command -v npm >/dev/null || \
 		{ echo "missing: node 20 or newer with npm, for the tests in JavaScript"; exit 1; }
+
+need-python:
+	@python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ $(call apt,python3-venv); } || \
+		{ echo "missing: python3 3.11 or newer with venv (on Debian: apt-get install python3-venv), for WebSocket conformance"; exit 1; }
+
+need-curl:
+	@command -v curl >/dev/null || { $(call apt,curl); } || \
+		{ echo "missing: curl (on Debian: apt-get install curl), for the tests of interoperability"; exit 1; }
 
 need-chromium:
 	@command -v chromium >/dev/null || { $(call apt,chromium); } || \

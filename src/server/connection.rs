@@ -17,6 +17,7 @@ use crate::{
     },
     metrics::labels::{Channel, Closed},
     server::{
+        echo::ECHO,
         outbox::Outbox,
         pulse::Pulse,
         relay::Shared,
@@ -374,7 +375,9 @@ impl Bye<'_> {
             (Dialect::Sse, Some(ms)) => stream::retry(out, ms),
             (Dialect::Sse | Dialect::Ndjson | Dialect::WebSocket, _) => {}
         }
-        connection.say(out, |out| reply::bye(out, self.reason, self.reconnect_after_ms));
+        if !ECHO {
+            connection.say(out, |out| reply::bye(out, self.reason, self.reconnect_after_ms));
+        }
         if connection.dialect() == Dialect::WebSocket {
             frame::push_close(out, self.code, self.text);
         }

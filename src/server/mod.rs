@@ -12,6 +12,7 @@ mod acceptor;
 mod committer;
 mod connection;
 mod deadlines;
+mod echo;
 mod happening;
 mod keeper;
 mod line;

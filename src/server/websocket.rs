@@ -32,6 +32,7 @@ use crate::{
     name::{Filter, Name, Pattern, UserName},
     server::{
         connection::{Bye, Phase, Publisher, connection_name},
+        echo::{self, ECHO},
         line::{Line, finally},
         relay::last_resort_ms,
         requests::check_writable,
@@ -133,6 +134,9 @@ impl Session {
     fn run(&mut self, context: &mut WebSocketContext) {
         loop {
             match context.read(&mut self.line) {
+                Ok(message @ (Message::Text(_) | Message::Binary(_))) if ECHO => {
+                    self.line.reply(|out| echo::push(out, &message));
+                }
                 Ok(Message::Text(text)) => self.handle(&text),
                 Ok(Message::Binary(_)) if self.has_ended() => {}
                 Ok(Message::Binary(_)) => self.end(
