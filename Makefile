@@ -9,7 +9,7 @@ PACKAGES := ws@8.23.0 playwright-core@1.65.1 axe-core@4.14.1
 PYTHON_PACKAGES := kosoku==0.1.0 websockets==17.4 websocket-client==1.9.2
 STATIC := target/$(TARGET)/release/landline
 
-.PHONY: check format lint test models models-long tsan js browser packages docs
+.PHONY: check format lint test models models-long tsan soak js browser packages docs
 .PHONY: conformance interop python-packages
 .PHONY: fuzz fuzz-check fuzz-long fuzz-build bench-once bench static clean
 
@@ -40,6 +40,11 @@ models-long:
 # The integration tests with ThreadSanitizer, on Debian; not part of `check`.
 tsan: need-rust
 	tests/tsan.sh
+
+# Clients of all kinds, faults and restarts, for an hour; SOAK_SECONDS, SOAK_CONNECTIONS, SOAK_LIFE and SOAK_SEED change
+# that. Not part of `check`.
+soak: need-rust
+	RUST_BACKTRACE=0 $(CARGO) test --locked --test soak -- --ignored --nocapture
 
 # The client for browsers, under Node against the relay.
 js: need-rust packages

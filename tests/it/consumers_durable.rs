@@ -10,6 +10,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::support::{
+    dice::Dice,
     node::{Node, Scratch},
     peer::{Incoming, Peer, number, seq, seqs},
     wait::{Deadline, LIMIT, pause},
@@ -117,19 +118,6 @@ fn a_consumer_of_a_memory_topic_is_new_after_a_restart() {
 }
 
 // Everything at once.
-
-/// Numbers that look random and come again with their seed (splitmix64).
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
-}
 
 const FLAGS: [&str; 6] =
     ["--ack-timeout", "300ms", "--max-deliveries", "1000000", "--max-tail", "4KiB"];

@@ -225,10 +225,16 @@ impl Writer {
     }
 
     fn announce(&mut self, index: usize, topic: &Topic, start: &Start, by: By, cursor: Cursor) {
+        // What has gone since the position was met is announced by a gap; `first` says what there
+        // was when it was met, as `recovery` does.
+        let first_then = |first: u64| match cursor {
+            Cursor::New | Cursor::Moved => first.min(start.seq + 1),
+            Cursor::Kept => first,
+        };
         let attachment = topic.look(|log| Attachment {
             epoch: log.epoch(),
             seq: start.seq,
-            first: log.first(),
+            first: first_then(log.first()),
             tail: log.tail(),
             recovery: start.recovery,
             cursor,

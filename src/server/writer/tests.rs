@@ -19,7 +19,7 @@ use crate::{
     name::Name,
     server::{connection::Birth, pager::Errand},
     topic::{Draft, dedupe::Window},
-    wire::position::Epoch,
+    wire::position::{Epoch, Recovery},
 };
 
 /// A writer, and a way to connect to it.
@@ -248,6 +248,32 @@ fn news_leave_room_for_those_who_are_behind() {
     });
 
     assert_whole(&seqs(&all, "old"), 10);
+}
+
+/// The position was met by the reader, and the writer announced it later, with the oldest event of
+/// then: `complete` beside a `first` that was beyond the position. What had gone came as a gap.
+#[test]
+fn a_position_is_announced_with_the_oldest_event_of_when_it_was_met() {
+    let mut rig = rig();
+    let policy = Policy { max_events: 4, ..Policy::default() };
+    let name = Name::parse("t").unwrap();
+    let topic = Arc::new(Topic::new(name, Epoch::from_number(1), policy, 1, 0));
+    publish(&topic, 2, 10);
+    let mut client = rig.attach(0, None);
+    assert!(topic.follow(0));
+    let start = Start { seq: 0, recovery: Some(Recovery::COMPLETE) };
+
+    publish(&topic, 10, 10);
+    let (connection, by, acks) = (0, NAME, None);
+    let follow = Follow { connection, topic: Arc::clone(&topic), start, by, acks };
+    rig.writer.obey(Command::Follow(Box::new(follow)));
+    let all = rig.read_until(&mut client, ("t", 12), |_, _| {});
+
+    let text = String::from_utf8_lossy(&all);
+    let said = r#""seq":0,"first":1,"tail":12,"recovery":{"mode":"complete"}"#;
+    assert!(text.contains(said), "{text}");
+    assert!(text.contains(r#""from":1,"to":8,"reason":"truncated""#), "{text}");
+    assert_eq!(seqs(&all, "t"), [9, 10, 11, 12]);
 }
 
 #[test]

@@ -35,12 +35,18 @@ impl Mirror {
     /// Watches `pattern` on `peer`: from where this mirror is, if it has been synced.
     #[track_caller]
     pub fn watch(&mut self, peer: &mut Peer, pattern: &str) {
+        peer.send(&self.request(pattern));
+    }
+
+    /// What [`Mirror::watch`] sends.
+    #[must_use]
+    pub fn request(&mut self, pattern: &str) -> Value {
         let mut request = json!({"type": "watch", "pattern": pattern});
         if self.synced.iter().any(|own| own == pattern) {
             request["from"] = json!({"epoch": self.epoch, "version": self.position});
             self.synced.retain(|own| own != pattern);
         }
-        peer.send(&request);
+        request
     }
 
     /// Takes in one message.
@@ -51,7 +57,11 @@ impl Mirror {
                 assert!(self.snapshot.is_none(), "one snapshot after the other: {message}");
                 let pattern = message["pattern"].as_str().expect("a pattern").to_owned();
                 let reset = message["reset"] == true;
-                self.epoch = message["epoch"].as_str().expect("an epoch").to_owned();
+                let epoch = message["epoch"].as_str().expect("an epoch");
+                if self.epoch != epoch {
+                    assert!(reset, "another epoch is a reset: {message}");
+                    (self.epoch, self.position) = (epoch.to_owned(), 0);
+                }
                 if reset {
                     self.resets += 1;
                     self.synced.retain(|own| *own != pattern);

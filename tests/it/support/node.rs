@@ -55,8 +55,15 @@ impl Node {
     #[track_caller]
     #[must_use]
     pub fn with(flags: &[&str]) -> Node {
+        Node::listening("127.0.0.1:0", flags)
+    }
+
+    /// As [`Node::with`], at an address that the test chose.
+    #[track_caller]
+    #[must_use]
+    pub fn listening(listen: &str, flags: &[&str]) -> Node {
         let mut command = Command::new(BINARY);
-        command.args(["serve", "--listen", "127.0.0.1:0"]).args(flags);
+        command.args(["serve", "--listen", listen]).args(flags);
         Node::spawn(command, None)
     }
 

@@ -69,7 +69,12 @@ impl Peer {
     /// A peer, unless the relay goes away meanwhile.
     #[must_use]
     pub fn try_connect(addr: SocketAddr) -> Option<Peer> {
-        let mut stream = TcpStream::connect_timeout(&addr, LIMIT).ok()?;
+        Peer::try_upgrade(TcpStream::connect_timeout(&addr, LIMIT).ok()?, addr)
+    }
+
+    /// As [`Peer::try_connect`], over a connection that is there already.
+    #[must_use]
+    pub fn try_upgrade(mut stream: TcpStream, addr: SocketAddr) -> Option<Peer> {
         stream.set_write_timeout(Some(LIMIT)).ok()?;
         stream.set_nodelay(true).ok()?;
         stream.write_all(upgrade_request(addr, "").as_bytes()).ok()?;
@@ -401,7 +406,12 @@ pub fn read_head(stream: &mut TcpStream) -> (String, Vec<u8>) {
     try_read_head(stream).expect("read the head")
 }
 
-fn try_read_head(stream: &mut TcpStream) -> io::Result<(String, Vec<u8>)> {
+/// As [`read_head`], unless the connection ends before.
+///
+/// # Errors
+///
+/// It ends, or nothing comes for long.
+pub fn try_read_head(stream: &mut TcpStream) -> io::Result<(String, Vec<u8>)> {
     stream.set_read_timeout(Some(LIMIT))?;
     let mut head = Vec::new();
     let mut bytes = [0; 4_096];

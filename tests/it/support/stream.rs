@@ -1,7 +1,7 @@
 //! A client of streams: server-sent events as a browser reads them, and lines of JSON.
 
 use std::{
-    io::Read,
+    io::{Read, Write},
     net::{SocketAddr, TcpStream},
     time::Duration,
 };
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{
     http::{Body, Http, Reply, request_text},
-    peer::{TINY_BUFFER, is_timeout, read_head, tcp},
+    peer::{TINY_BUFFER, is_timeout, read_head, tcp, try_read_head},
     wait::{Deadline, LIMIT},
 };
 
@@ -51,6 +51,19 @@ impl Stream {
         Stream::open(tcp(addr, None), addr, path, &["Accept: text/event-stream", &id])
     }
 
+    /// As [`Stream::sse_after`], over a connection to a relay that may go away meanwhile.
+    #[must_use]
+    pub fn try_sse(mut stream: TcpStream, path: &str, id: Option<&str>) -> Option<Stream> {
+        let mut headers = vec!["Accept: text/event-stream".to_owned()];
+        headers.extend(id.map(|id| format!("Last-Event-ID: {id}")));
+        let headers: Vec<&str> = headers.iter().map(String::as_str).collect();
+        let request = request_text(stream.peer_addr().ok()?, "GET", path, &headers, "");
+        stream.set_write_timeout(Some(LIMIT)).ok()?;
+        stream.write_all(request.as_bytes()).ok()?;
+        let (head, rest) = try_read_head(&mut stream).ok()?;
+        head.starts_with("HTTP/1.1 200 ").then(|| Stream::over(stream, head, rest))
+    }
+
     /// As [`Stream::sse`], with a small receive buffer: it stalls the relay soon after it stops
     /// reading.
     #[track_caller]
@@ -78,11 +91,14 @@ impl Stream {
 
     #[track_caller]
     fn open(mut stream: TcpStream, addr: SocketAddr, path: &str, headers: &[&str]) -> Stream {
-        use std::io::Write;
         let request = request_text(addr, "GET", path, headers, "");
         stream.write_all(request.as_bytes()).expect("send to the relay");
         let (head, rest) = read_head(&mut stream);
         assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        Stream::over(stream, head, rest)
+    }
+
+    fn over(stream: TcpStream, head: String, rest: Vec<u8>) -> Stream {
         let is_lines = head.contains("application/x-ndjson");
         Stream { stream, rest, head, is_lines, last_id: None, retry_ms: None }
     }
