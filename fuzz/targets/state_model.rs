@@ -263,7 +263,8 @@ impl Watcher {
                 let (mut before, mut rest) = (self.at, &out[..]);
                 while !rest.is_empty() {
                     let (own, others) = rest.split_at(frame::length(rest));
-                    let version = version_in(frame::payload(own)).expect("a state message has a version");
+                    let version =
+                        version_in(frame::payload(own)).expect("a state message has a version");
                     assert!(before < version && version <= at, "{before} {version} {at}");
                     before = version;
                     self.take(frame::payload(own));
