@@ -11,7 +11,7 @@ STATIC := target/$(TARGET)/release/landline
 
 .PHONY: check format lint test models models-long tsan soak js browser packages docs
 .PHONY: conformance interop python-packages
-.PHONY: fuzz fuzz-check fuzz-long fuzz-build bench-once bench static clean
+.PHONY: fuzz fuzz-check fuzz-long fuzz-build bench-once bench counts static clean
 
 check: format lint test models conformance interop js browser docs fuzz-check bench-once static
 
@@ -122,6 +122,10 @@ bench-once: need-rust
 bench: need-rust
 	$(CARGO) bench --locked
 
+# The instructions that the hot paths take, compared with benches/baseline.txt; UPDATE_COUNTS=1 writes it.
+counts: need-rust need-valgrind
+	CARGO="$(CARGO)" tests/counts.sh
+
 # The fully static binary, checked to be one, to be small, and to resolve and bind a host name.
 static: need-rust
 	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release --locked --target $(TARGET)
@@ -136,7 +140,7 @@ clean:
 # Installs a Debian package, if that is up to us.
 apt = test "$$(id -u)" = 0 && apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(1)
 
-.PHONY: need-rust need-cxx need-node need-python need-curl need-chromium
+.PHONY: need-rust need-cxx need-node need-python need-curl need-chromium need-valgrind
 need-rust:
 	@command -v $(CARGO) >/dev/null || { echo "missing: cargo (a Rust toolchain)"; exit 1; }
 
@@ -160,3 +164,7 @@ need-curl:
 need-chromium:
 	@command -v chromium >/dev/null || { $(call apt,chromium); } || \
 		{ echo "missing: chromium (on Debian: apt-get install chromium), for the tests of the dashboard"; exit 1; }
+
+need-valgrind:
+	@command -v valgrind >/dev/null || { $(call apt,valgrind); } || \
+		{ echo "missing: valgrind (on Debian: apt-get install valgrind), which counts instructions"; exit 1; }

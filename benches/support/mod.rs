@@ -39,14 +39,19 @@ const TEXT: u8 = 0x1;
 
 /// A relay as it is by default, on a free port, without heartbeats: a peer here never speaks.
 pub(crate) fn relay() -> Server {
+    relay_with(Config::default().writers)
+}
+
+/// As [`relay`], with so many writers.
+pub(crate) fn relay_with(writers: usize) -> Server {
     let hours = Duration::from_secs(7_200);
     let connections = ConnectionSettings {
         heartbeat: hours,
         heartbeat_timeout: hours * 2,
         ..ConnectionSettings::default()
     };
-    let config =
-        Config { listen: vec!["127.0.0.1:0".to_owned()], connections, ..Config::default() };
+    let listen = vec!["127.0.0.1:0".to_owned()];
+    let config = Config { listen, writers, connections, ..Config::default() };
     Server::start(config).expect("a free port and a few threads are there")
 }
 

@@ -17,6 +17,7 @@ use std::{
 };
 
 use rustix::{
+    buffer::spare_capacity,
     io::Errno,
     net::{RecvFlags, recv},
 };
@@ -217,8 +218,10 @@ impl Line {
     #[inline(never)]
     fn read_ahead(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         lock::assert_none_held();
-        let mut ahead = vec![0; AHEAD_BYTES];
-        let got = match recv(&self.connection.socket, &mut ahead[..], RecvFlags::DONTWAIT) {
+        // Not zeroed before: where little has come that would be most of the work.
+        let mut ahead = Vec::with_capacity(AHEAD_BYTES);
+        let spare = spare_capacity(&mut ahead);
+        let got = match recv(&self.connection.socket, spare, RecvFlags::DONTWAIT) {
             Ok((_, got)) => got,
             Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
             Err(error) => return Err(error.into()),
@@ -228,7 +231,6 @@ impl Line {
         buffer[..len].copy_from_slice(&ahead[..len]);
         self.busy = buffer.len() < got;
         if self.busy {
-            ahead.truncate(got);
             self.ahead = ahead;
             self.ahead_from = len;
         }

@@ -23,6 +23,18 @@ impl Epoch {
     pub const fn number(self) -> u64 {
         self.0
     }
+
+    /// Its text: 16 lower-case hexadecimal digits.
+    #[must_use]
+    pub fn digits(self) -> [u8; 16] {
+        const HEX: &[u8; 16] = b"0123456789abcdef";
+        let mut digits = [0; 16];
+        for (pair, byte) in digits.chunks_exact_mut(2).zip(self.0.to_be_bytes()) {
+            pair[0] = HEX[usize::from(byte >> 4)];
+            pair[1] = HEX[usize::from(byte & 0xf)];
+        }
+        digits
+    }
 }
 
 impl fmt::Display for Epoch {
@@ -129,6 +141,14 @@ impl Reason {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_digits_of_an_epoch_are_its_text() {
+        for number in [0, 1, 0x0123_4567_89ab_cdef, u64::MAX] {
+            let epoch = Epoch::from_number(number);
+            assert_eq!(epoch.digits().as_slice(), epoch.to_string().as_bytes());
+        }
+    }
 
     #[test]
     fn an_epoch_survives_its_text_and_nothing_else_parses() {
