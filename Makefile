@@ -11,9 +11,9 @@ STATIC := target/$(TARGET)/release/landline
 
 .PHONY: check format lint test models models-long tsan soak js browser packages docs
 .PHONY: conformance interop python-packages
-.PHONY: fuzz fuzz-check fuzz-long fuzz-build bench-once bench counts static clean
+.PHONY: fuzz fuzz-long fuzz-build bench-once bench counts static clean
 
-check: format lint test models conformance interop js browser docs fuzz-check bench-once static
+check: format lint test models conformance interop js browser docs bench-once static
 
 format: need-rust
 	$(CARGO) fmt --check
@@ -85,7 +85,6 @@ docs: need-rust
 # Each fuzz target for so many seconds, one after the other: `make fuzz FUZZ_SECONDS=600 FUZZ_TARGETS=relay`.
 # What is found lies in target/fuzz/found; what was learnt, from which the next run goes on, in target/fuzz/corpus.
 FUZZ_SECONDS ?= 60
-FUZZ_CHECK_SECONDS ?= 20
 FUZZ_LONG_SECONDS ?= 3600
 FUZZ_TARGETS ?= http_head request texts patterns store_records log_model state_model relay
 FUZZ_BIN := target/fuzz/$(TARGET)/release
@@ -104,9 +103,6 @@ fuzz: fuzz-build
 			|| { tail -n 40 target/fuzz/$$target.log; exit 1; }; \
 		grep -h number_of_executed target/fuzz/$$target.log; \
 	done
-
-fuzz-check:
-	$(MAKE) fuzz FUZZ_SECONDS=$(FUZZ_CHECK_SECONDS)
 
 fuzz-long:
 	$(MAKE) fuzz FUZZ_SECONDS=$(FUZZ_LONG_SECONDS)
