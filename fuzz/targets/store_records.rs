@@ -36,14 +36,17 @@ fn records(kind: usize, mut script: Script<'_>) {
     };
     let flip = script.below(256) * 7 + script.below(7);
     let body = script.rest();
+    // Numbers may be followed by others that this version does not know.
+    let is_open = matches!(kind, Kind::Consumer | Kind::Numbers);
+    let is_same =
+        |found: &[u8], read: &[u8]| found == read || (is_open && found.len() < read.len());
+    // Now and then a body has the right checksum by itself: libFuzzer sees comparisons.
     if let Some(found) = again(kind, at, body) {
-        assert_eq!(found, body, "{kind:?} under {at:?}");
+        assert!(is_same(&found, body), "{kind:?} under {at:?}: {body:?}");
     }
     let record = sealed(kind, at, body);
     let Some(found) = again(kind, at, &record) else { return };
-    // Numbers may be followed by others that this version does not know.
-    let is_open = matches!(kind, Kind::Consumer | Kind::Numbers);
-    assert!(found == record || (is_open && found.len() < record.len()), "{kind:?}: {record:?}");
+    assert!(is_same(&found, &record), "{kind:?}: {record:?}");
     let mut flipped = record.clone();
     let bit = flip % (flipped.len() * 8);
     flipped[bit / 8] ^= 1 << (bit % 8);
