@@ -104,6 +104,7 @@ class Relay {
   #retry = null
   #alive = null
   #pinged = null
+  #ponged = false
   #pauses = new Set()
   #cleanup = []
   #ids = 0
@@ -396,6 +397,12 @@ class Relay {
       this.#lost(1006, 'the relay was silent for too long')
       return
     }
+    if (this.#pinged !== null && !this.#ponged) {
+      // What came was perhaps on its way before the connection died: only the answer is proof.
+      this.#pinged = now()
+      this.#alive = setTimeout(() => this.#watchOver(), this.#options.pongWithin)
+      return
+    }
     this.#pinged = null
     const left = this.#options.pingAfter - silence
     // Timers may be early by a millisecond.
@@ -406,7 +413,11 @@ class Relay {
   #probe() {
     clearTimeout(this.#alive)
     this.#pinged = now()
-    this.#send({ type: 'ping' })
+    this.#ponged = false
+    const ponged = () => {
+      this.#ponged = true
+    }
+    this.#ask({ type: 'ping' }, ponged, ponged)
     this.#alive = setTimeout(() => this.#watchOver(), this.#options.pongWithin)
   }
 

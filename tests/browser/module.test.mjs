@@ -81,7 +81,10 @@ for (const way of Object.keys(WAYS)) {
       line.pull()
       await context.setOffline(true)
       const from = performance.now()
-      const [before, had] = [counting.count, (await seen()).length]
+      const before = counting.count
+      // What was on its way through the cable still arrives.
+      await until('5 seconds', () => performance.now() - from > 5000)
+      const had = (await seen()).length
       await until('30 seconds', () => performance.now() - from > 30_000, 40_000)
       assert.equal((await seen()).length, had)
       const meanwhile = counting.count - before
@@ -90,7 +93,8 @@ for (const way of Object.keys(WAYS)) {
       await context.setOffline(false)
       await until('the page to be back', async () => (await seen()).length > had)
       const count = await counting.stop()
-      await until('the rest', async () => (await seen()).length >= count)
+      // Longer than it takes to find out that a connection is dead.
+      await until('the rest', async () => (await seen()).length >= count, 60_000)
       const { seen: all, gaps, states } = await look()
       console.log(`${meanwhile} events while offline, ${count} in all; ${states.join(', ')}`)
       assert.ok(meanwhile > 1000)

@@ -248,3 +248,22 @@ test('an error that nobody listens for is not silent', async t => {
   await assert.rejects(relayed.subscribe('a//b', () => {}).ready)
   assert.equal(said.length, 1)
 })
+
+test('what was on its way when the connection died is not taken for a sign of life', async t => {
+  const answered = []
+  const its = await scripted(t, ({ message, say, number }) => {
+    if (message.type !== 'ping') return
+    // The first connection carries one late message after the question, and never the answer.
+    if (number === 1) return say({ type: 'event', topic: 'a', seq: 1, data: 1 })
+    say({ type: 'pong', id: message.id })
+    answered.push(number)
+  })
+  const quick = { pingAfter: 50, pongWithin: 100, backoffMin: 1, backoffMax: 1 }
+  const relayed = client(t, its.url, quick)
+  const reasons = []
+  relayed.on('state', ({ state, reason }) => state === 'waiting' && reasons.push(reason))
+  await until('answers on the second connection', () => answered.length > 5)
+
+  assert.deepEqual(reasons, ['the relay was silent for too long'])
+  assert.equal(its.connections, 2)
+})
