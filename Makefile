@@ -11,9 +11,9 @@ STATIC := target/$(TARGET)/release/landline
 
 .PHONY: check format lint test models models-long tsan soak js browser packages docs
 .PHONY: conformance interop python-packages
-.PHONY: fuzz fuzz-long fuzz-build bench-once bench counts static clean
+.PHONY: fuzz fuzz-long fuzz-build bench-once bench peers counts static clean
 
-check: format lint test models conformance interop js browser docs bench-once static
+check: format lint test models conformance interop js browser docs bench-once counts fuzz static
 
 format: need-rust
 	$(CARGO) fmt --check
@@ -53,7 +53,9 @@ js: need-rust packages
 
 # The Autobahn test suite's fuzzing client against the relay's own reader, outbox and writer, built to echo.
 conformance: need-rust python-packages
-	RUSTFLAGS="--cfg landline_echo" $(CARGO) build --locked --bin landline --target-dir target/conformance
+	RUSTC_WORKSPACE_WRAPPER="$(CURDIR)/tests/interop/rustc-echo.sh" $(CARGO) build --locked --bin landline
+	mkdir -p target/conformance && cp target/debug/landline target/conformance/landline
+	$(CARGO) build --locked
 	target/python/bin/python -B tests/interop/conformance.py
 
 # Clients that others wrote, against the relay.
@@ -82,7 +84,7 @@ python-packages: need-python
 docs: need-rust
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked
 
-# Each fuzz target for so many seconds, one after the other: `make fuzz FUZZ_SECONDS=600 FUZZ_TARGETS=relay`.
+# Each fuzz target for so many seconds, two at a time: `make fuzz FUZZ_SECONDS=600 FUZZ_TARGETS=relay`.
 # What is found lies in target/fuzz/found; what was learnt, from which the next run goes on, in target/fuzz/corpus.
 FUZZ_SECONDS ?= 60
 FUZZ_LONG_SECONDS ?= 3600
@@ -94,15 +96,7 @@ FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-covera
 	-Cllvm-args=-sanitizer-coverage-trace-compares
 
 fuzz: fuzz-build
-	@for target in $(FUZZ_TARGETS); do \
-		mkdir -p target/fuzz/corpus/$$target target/fuzz/found; \
-		echo "== $$target, $(FUZZ_SECONDS) s"; \
-		$(FUZZ_BIN)/$$target target/fuzz/corpus/$$target fuzz/corpus/$$target -dict=fuzz/words.dict \
-			-max_total_time=$(FUZZ_SECONDS) -timeout=30 -artifact_prefix=target/fuzz/found/$$target- \
-			-print_final_stats=1 >target/fuzz/$$target.log 2>&1 \
-			|| { tail -n 40 target/fuzz/$$target.log; exit 1; }; \
-		grep -h number_of_executed target/fuzz/$$target.log; \
-	done
+	@printf '%s\n' $(FUZZ_TARGETS) | FUZZ_BIN=$(FUZZ_BIN) FUZZ_SECONDS=$(FUZZ_SECONDS) xargs -n 1 -P 2 fuzz/run.sh
 
 fuzz-long:
 	$(MAKE) fuzz FUZZ_SECONDS=$(FUZZ_LONG_SECONDS)
@@ -113,10 +107,15 @@ fuzz-build: need-rust need-cxx
 
 # Every bench once: that they run, not how fast.
 bench-once: need-rust
-	$(CARGO) bench --locked -- --test
+	$(CARGO) test --locked --benches -- --test
 
-bench: need-rust
+# Every bench, with the figures of benches/README.md; among them other relays, as Debian packages them.
+bench: need-rust need-peers
 	$(CARGO) bench --locked
+
+# Other relays beside this one alone.
+peers: need-rust need-peers
+	$(CARGO) bench --locked --bench peers
 
 # The instructions that the hot paths take, compared with benches/baseline.txt; UPDATE_COUNTS=1 writes it.
 counts: need-rust need-valgrind
@@ -136,7 +135,7 @@ clean:
 # Installs a Debian package, if that is up to us.
 apt = test "$$(id -u)" = 0 && apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(1)
 
-.PHONY: need-rust need-cxx need-node need-python need-curl need-chromium need-valgrind
+.PHONY: need-rust need-cxx need-node need-python need-curl need-chromium need-valgrind need-peers
 need-rust:
 	@command -v $(CARGO) >/dev/null || { echo "missing: cargo (a Rust toolchain)"; exit 1; }
 
@@ -164,3 +163,8 @@ need-chromium:
 need-valgrind:
 	@command -v valgrind >/dev/null || { $(call apt,valgrind); } || \
 		{ echo "missing: valgrind (on Debian: apt-get install valgrind), which counts instructions"; exit 1; }
+
+# Whoever is missing is left out of the comparison, which says so. /usr/sbin is not in everybody's path.
+need-peers:
+	@PATH="$$PATH:/usr/sbin"; command -v nats-server >/dev/null && command -v mosquitto >/dev/null && \
+		command -v redis-server >/dev/null || { $(call apt,nats-server mosquitto redis-server); } || true

@@ -81,7 +81,7 @@ fn closed_loop(bencher: Bencher, subscribers: usize) {
     let mut cost =
         Cost { subscribers, deliveries: 0, busy_ns: 0, load_ns: 0, relay_ns: 0, sends: 0 };
     let (mut published, mut goal) = (0, 0);
-    let (load, relayed) = (load_ns(), relay_ns());
+    let (load, relayed) = (load_ns(), support::relay_ns());
     let sends = relay.metrics().sends.value();
     bencher.counter(ItemsCount::new(events * subscribers as u64)).bench_local(|| {
         let begin = clock.now();
@@ -99,7 +99,7 @@ fn closed_loop(bencher: Bencher, subscribers: usize) {
         cost.busy_ns += u64::try_from((clock.now() - begin).as_nanos()).expect("seconds at most");
     });
     cost.load_ns = load_ns() - load;
-    cost.relay_ns = relay_ns() - relayed;
+    cost.relay_ns = support::relay_ns() - relayed;
     assert_eq!(cost.deliveries, published * subscribers as u64);
     cost.sends = relay.metrics().sends.value() - sends;
     COSTS.with_borrow_mut(|costs| costs.push(cost));
@@ -111,10 +111,4 @@ fn closed_loop(bencher: Bencher, subscribers: usize) {
 fn load_ns() -> u64 {
     let own = fs::read_to_string("/proc/thread-self/comm").expect("this is Linux");
     support::cpu_ns(|name| name == own.trim_end())
-}
-
-/// CPU time of the relay's threads.
-fn relay_ns() -> u64 {
-    let relay = ["writer-", "conn-", "accept-", "keeper"];
-    support::cpu_ns(|name| relay.iter().any(|prefix| name.starts_with(prefix)))
 }

@@ -61,7 +61,7 @@ fn to_a_crowd(scale: &Scale) {
             (&mut watchers, &set, &mut changes, &mut change_cpu),
             (&mut subscribers, &publish, &mut events, &mut event_cpu),
         ] {
-            let (begun, cpu) = (Instant::now(), relay_ns());
+            let (begun, cpu) = (Instant::now(), support::relay_ns());
             let before = crowd.slowest();
             for change in 1..=scale.changes {
                 (&stream).write_all(frame).expect("the relay reads");
@@ -71,18 +71,18 @@ fn to_a_crowd(scale: &Scale) {
             }
             rates.push(deliveries / begun.elapsed().as_secs_f64());
             // Nanoseconds each are milliseconds per million.
-            costs.push(each(relay_ns() - cpu) / deliveries / 1e3);
+            costs.push(each(support::relay_ns() - cpu) / deliveries / 1e3);
         }
     }
-    let (changes, events) = (median(changes), median(events));
+    let (changes, events) = (support::median(changes), support::median(events));
     println!(
         "one change after the other, {} watchers; deliveries/s, relay CPU s per million",
         scale.crowd
     );
-    println!("  an event of a topic {events:>12.0} {:>8.3}", median(event_cpu));
+    println!("  an event of a topic {events:>12.0} {:>8.3}", support::median(event_cpu));
     println!(
         "  a change of a key   {changes:>12.0} {:>8.3}   {:.2} of a topic",
-        median(change_cpu),
+        support::median(change_cpu),
         changes / events
     );
     drop((watchers, subscribers, stream));
@@ -160,7 +160,7 @@ fn read(scale: &Scale) {
         nanos.push(begun.elapsed().as_secs_f64() * 1e9 / each(scale.reads));
     }
     println!("reading one of {KEYS} values");
-    println!("  nanoseconds         {:>12.0}", median(nanos));
+    println!("  nanoseconds         {:>12.0}", support::median(nanos));
 }
 
 // Figures.
@@ -170,19 +170,8 @@ fn each(amount: u64) -> f64 {
     amount as f64
 }
 
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_unstable_by(f64::total_cmp);
-    figures[figures.len() / 2]
-}
-
 fn resident_kib() -> u64 {
     let text = fs::read_to_string("/proc/self/status").expect("this is Linux");
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
-}
-
-/// CPU time of the relay's threads.
-fn relay_ns() -> u64 {
-    let relay = ["writer-", "conn-", "accept-", "keeper"];
-    support::cpu_ns(|name| relay.iter().any(|prefix| name.starts_with(prefix)))
 }

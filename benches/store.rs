@@ -100,14 +100,15 @@ fn one_at_a_time(scale: &Scale) {
         commits.push(each(micros, metrics.store_commits.value()));
         support::stop(server);
     }
-    let (file, database, relay) = (median(file), median(database), median(relay));
-    let threads = median(threads);
+    let (file, database, relay) =
+        (support::median(file), support::median(database), support::median(relay));
+    let threads = support::median(threads);
     println!("one at a time, events/s");
     println!("  plain file and fdatasync {file:>12.0}");
     println!("  redb alone               {database:>12.0}");
     println!("  redb behind the threads  {threads:>12.0}   {:.2} of redb", threads / database);
     println!("  durable publishing       {relay:>12.0}   {:.2} of redb", relay / database);
-    println!("  one commit in it, us     {:>12.0}", median(commits));
+    println!("  one commit in it, us     {:>12.0}", support::median(commits));
 }
 
 /// Many publishers that do not wait for each answer, and the database with the batches that they
@@ -134,13 +135,13 @@ fn pipelined(scale: &Scale) {
         database.push(rate(events, || commit_alone(events, batch)));
         written_alone.push(each(disk_bytes() - disk, events));
     }
-    let (relay, database) = (median(relay), median(database));
+    let (relay, database) = (support::median(relay), support::median(database));
     println!("{PUBLISHERS} publishers, {PIPELINE} under way each");
-    println!("  events in one commit     {:>12.0}", median(batches));
+    println!("  events in one commit     {:>12.0}", support::median(batches));
     println!("  redb alone, events/s     {database:>12.0}");
     println!("  durable publishing       {relay:>12.0}   {:.2} of redb", relay / database);
-    println!("  bytes to disk per event  {:>12.0}", median(written));
-    println!("  of redb alone            {:>12.0}", median(written_alone));
+    println!("  bytes to disk per event  {:>12.0}", support::median(written));
+    println!("  of redb alone            {:>12.0}", support::median(written_alone));
 }
 
 /// A subscriber that reads everything from the beginning.
@@ -156,7 +157,7 @@ fn replay(scale: &Scale) {
         from_memory.push(replay_once(memory.addresses()[0], scale.replayed));
         from_disk.push(replay_once(disk.addresses()[0], scale.replayed));
     }
-    let (from_disk, from_memory) = (median(from_disk), median(from_memory));
+    let (from_disk, from_memory) = (support::median(from_disk), support::median(from_memory));
     println!("replay of {} events, ms", scale.replayed);
     println!("  from memory              {from_memory:>12.1}");
     println!("  from disk                {from_disk:>12.1}   {:.2} times", from_disk / from_memory);
@@ -188,7 +189,7 @@ fn start_after_a_crash(scale: &Scale) {
         support::stop(again);
     }
     println!("start after a crash with {} stored events ({} MiB)", scale.stored, bytes >> 20);
-    println!("  until it listens, ms     {:>12.0}", median(starts));
+    println!("  until it listens, ms     {:>12.0}", support::median(starts));
     support::stop(server);
 }
 
@@ -402,11 +403,6 @@ fn rate(count: u64, work: impl FnOnce()) -> f64 {
 #[expect(clippy::cast_precision_loss, reason = "figures are shown with a few digits")]
 fn each(amount: u64, count: u64) -> f64 {
     amount as f64 / count as f64
-}
-
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_unstable_by(f64::total_cmp);
-    figures[figures.len() / 2]
 }
 
 /// Bytes that this process has caused to be written to disks so far.

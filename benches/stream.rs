@@ -45,16 +45,18 @@ fn compare(rounds: usize, subscribers: usize, events: u64) {
             (&mut sockets, "sockets", &mut socket_rates, &mut socket_costs),
             (&mut streams, TOPIC, &mut stream_rates, &mut stream_costs),
         ] {
-            let (begun, cpu) = (Instant::now(), relay_ns());
+            let (begun, cpu) = (Instant::now(), support::relay_ns());
             deliver(&mut publisher, crowd, topic, events);
             let deliveries = (events * subscribers as u64) as f64;
             rates.push(deliveries / begun.elapsed().as_secs_f64());
             // Nanoseconds each are milliseconds per million.
-            costs.push((relay_ns() - cpu) as f64 / deliveries / 1e3);
+            costs.push((support::relay_ns() - cpu) as f64 / deliveries / 1e3);
         }
     }
-    let (sockets_rate, streams_rate) = (median(socket_rates), median(stream_rates));
-    let (sockets_cost, streams_cost) = (median(socket_costs), median(stream_costs));
+    let (sockets_rate, streams_rate) =
+        (support::median(socket_rates), support::median(stream_rates));
+    let (sockets_cost, streams_cost) =
+        (support::median(socket_costs), support::median(stream_costs));
     println!("{subscribers:>11} WebSockets {sockets_rate:>13.0} {sockets_cost:>12.3}");
     println!(
         "{subscribers:>11} streams    {streams_rate:>13.0} {streams_cost:>12.3}   {:.2} of \
@@ -78,15 +80,4 @@ fn deliver(publisher: &mut TcpStream, crowd: &mut Crowd, topic: &str, events: u6
         crowd.turn(support::PATIENCE);
         slowest = crowd.slowest() - before;
     }
-}
-
-/// CPU time of the relay's threads.
-fn relay_ns() -> u64 {
-    let relay = ["writer-", "conn-", "accept-", "keeper"];
-    support::cpu_ns(|name| relay.iter().any(|prefix| name.starts_with(prefix)))
-}
-
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures[figures.len() / 2]
 }

@@ -333,10 +333,20 @@ impl FrameCounter {
     }
 }
 
-/// CPU time, in nanoseconds, of the threads of this process whose name `chosen` accepts. Threads
-/// that have ended are not in it.
+/// CPU time, in nanoseconds, of the relay's threads in this process.
+pub(crate) fn relay_ns() -> u64 {
+    let relay = ["writer-", "conn-", "accept-", "keeper"];
+    cpu_ns(|name| relay.iter().any(|prefix| name.starts_with(prefix)))
+}
+
+/// CPU time, in nanoseconds, of the threads of this process whose name `chosen` accepts.
 pub(crate) fn cpu_ns(chosen: impl Fn(&str) -> bool) -> u64 {
-    let tasks = fs::read_dir("/proc/self/task").expect("this is Linux");
+    cpu_ns_of("self", chosen)
+}
+
+/// As [`cpu_ns`], of another process, by its number. Threads that have ended are not in it.
+pub(crate) fn cpu_ns_of(process: &str, chosen: impl Fn(&str) -> bool) -> u64 {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).expect("this is Linux");
     let of_task = |path: PathBuf| {
         // A thread may end between the listing and the reading.
         let name = fs::read_to_string(path.join("comm")).ok()?;
@@ -345,4 +355,9 @@ pub(crate) fn cpu_ns(chosen: impl Fn(&str) -> bool) -> u64 {
         chosen(name.trim_end()).then_some(on_cpu)
     };
     tasks.filter_map(|task| of_task(task.ok()?.path())).sum()
+}
+
+pub(crate) fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_unstable_by(f64::total_cmp);
+    figures[figures.len() / 2]
 }

@@ -110,8 +110,7 @@ impl Scanner {
 
     fn next_line_feed(&mut self, window: &[u8]) -> Option<usize> {
         let fresh = window.get(self.looked..).unwrap_or_default();
-        let offset = fresh.iter().position(|&byte| byte == b'\n');
-        let feed = offset.map(|offset| self.looked + offset);
+        let feed = memchr::memchr(b'\n', fresh).map(|offset| self.looked + offset);
         self.looked = feed.map_or(window.len(), |feed| feed + 1);
         feed
     }

@@ -37,7 +37,7 @@ def run(address):
 
 
 def main():
-    with relay("target/conformance/debug/landline", *FLAGS) as address:
+    with relay("target/conformance/landline", *FLAGS) as address:
         cases = run(address)
     bad = {case: came for case, came in cases.items() if not GOOD.issuperset(came)}
     for case, (behavior, close) in bad.items():
