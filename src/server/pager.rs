@@ -69,7 +69,7 @@ pub(crate) enum Sheet {
     /// The log has it in memory, or has lost it: ask there.
     AskTheLog,
     /// Nothing before event `first` can be read.
-    Gone { first: u64 },
+    Gone { first: u64, why: Missing },
 }
 
 /// An event that is to be put aside, and for whom.
@@ -220,10 +220,11 @@ impl Pager<'_> {
             Page::UpTo(upto) if upto == after => Ok(Sheet::AskTheLog),
             Page::UpTo(upto) => Ok(Sheet::Events { upto, frames }),
             // Retention moves on between the log's word and this look at the disk; the log says
-            // what is missing, and why.
+            // what is missing, and why. It hears of that only after the commit.
             Page::Missing { why: Missing::Removed, first } => {
                 let is_known = topic.look(Log::first) > after + 1;
-                Ok(if is_known { Sheet::AskTheLog } else { Sheet::Gone { first } })
+                let gone = Sheet::Gone { first, why: Missing::Removed };
+                Ok(if is_known { Sheet::AskTheLog } else { gone })
             }
             Page::Missing { why: Missing::Damaged, first } => {
                 log::error!(
@@ -232,7 +233,7 @@ impl Pager<'_> {
                     after + 1,
                     first - 1
                 );
-                Ok(Sheet::Gone { first })
+                Ok(Sheet::Gone { first, why: Missing::Damaged })
             }
         }
     }
@@ -391,5 +392,55 @@ impl Confirm for BurialReceipt {
     fn confirmed(&self) {
         let is_stored = self.is_stored.load(Ordering::Relaxed);
         self.report(if is_stored { Buried::Done } else { Buried::Failed });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::{Config, Policy},
+        name::Name,
+        server::Server,
+        store::{StoredTopic, TopicId},
+        wire::position::Epoch,
+    };
+
+    /// A disk on which retention has removed everything before event 5.
+    #[derive(Debug)]
+    struct Trimmed;
+
+    impl Pages for Trimmed {
+        fn read(
+            &self,
+            _topic: TopicId,
+            _after: u64,
+            _upto: u64,
+            _bytes_max: usize,
+            _out: &mut Vec<u8>,
+        ) -> Result<Page, StoreError> {
+            Ok(Page::Missing { first: 5, why: Missing::Removed })
+        }
+
+        fn since(&self, _topic: TopicId, _time_ms: u64) -> Result<u64, StoreError> {
+            Ok(5)
+        }
+    }
+
+    #[test]
+    fn what_retention_removed_is_not_damage_although_the_log_has_not_heard_of_it() {
+        let config = Config { listen: Vec::new(), ..Config::default() };
+        let server = Server::start(config).unwrap();
+        let pager = Pager { shared: server.shared(), pages: Some(Arc::new(Trimmed)) };
+        let found = |first| {
+            let (name, epoch) = (Name::parse("t").unwrap(), Epoch::from_number(1));
+            let stored = StoredTopic { id: 1, name, epoch, first, tail: 9, newest_ms: 1, bytes: 9 };
+            let topic = Arc::new(Topic::restored(&stored, Policy::default(), 1, 0));
+            pager.read(&topic, 0, 9)
+        };
+
+        assert!(matches!(found(1), Ok(Sheet::Gone { first: 5, why: Missing::Removed })));
+        assert!(matches!(found(5), Ok(Sheet::AskTheLog)));
+        assert!(server.stop().late.is_empty());
     }
 }

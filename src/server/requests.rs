@@ -216,7 +216,7 @@ impl Shared {
                     cursor = upto;
                     events.add(&frames);
                 }
-                Sheet::Gone { first } => cursor = first - 1,
+                Sheet::Gone { first, .. } => cursor = first - 1,
                 Sheet::AskTheLog => more = topic.look(|log| events.copy(log, &mut cursor, upto)),
             }
         }

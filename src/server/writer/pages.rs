@@ -14,6 +14,7 @@ use crate::{
         connection::Bye,
         pager::{Errand, PageDone, PageFor, Sheet},
     },
+    store::Missing,
     topic::Topic,
     wire::codes::{CloseCode, GapReason},
 };
@@ -124,9 +125,15 @@ impl Writer {
                 self.arena.clear();
             }
             Ok(Sheet::AskTheLog) => {}
-            Ok(Sheet::Gone { first }) => {
+            Ok(Sheet::Gone { first, why }) => {
                 self.arena.clear();
-                self.lose(index, feed, after, first, GapReason::Damaged);
+                let replays = peer.follows.get(&feed).is_some_and(|following| following.replaying);
+                let reason = match why {
+                    Missing::Damaged => GapReason::Damaged,
+                    Missing::Removed if replays => GapReason::Truncated,
+                    Missing::Removed => GapReason::Slow,
+                };
+                self.lose(index, feed, after, first, reason);
                 self.send_touched();
                 self.arena.clear();
             }

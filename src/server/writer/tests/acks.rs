@@ -9,7 +9,7 @@ use crate::{
         connection::Bye,
         pager::{BurialDone, Buried, Errand, Sheet},
     },
-    store::StoredTopic,
+    store::{Missing, StoredTopic},
     wire::codes::CloseCode,
 };
 
@@ -266,6 +266,28 @@ fn what_was_acknowledged_before_it_came_from_disk_again_is_not_asked_for() {
     page(&mut rig, 5);
 
     assert_eq!(seqs(rig.read(&mut client).as_bytes(), "t"), [6, 7, 8, 9, 10]);
+}
+
+#[test]
+fn why_a_page_is_not_there_is_said_as_it_is() {
+    for (why, reason) in [(Missing::Removed, "truncated"), (Missing::Damaged, "damaged")] {
+        let mut rig = rig();
+        let (name, epoch) = (Name::parse("t").unwrap(), Epoch::from_number(1));
+        let (tail, newest_ms) = (100, 1);
+        let stored = StoredTopic { id: 1, name, epoch, first: 1, tail, newest_ms, bytes: 9 };
+        let topic = Arc::new(Topic::restored(&stored, Policy::default(), 1, 0));
+        let mut client = rig.attach(0, None);
+        rig.follow(0, &topic, 0, NAME);
+        rig.turn();
+        let Ok(Errand::Page(page)) = rig._errands.try_recv() else { panic!("no page") };
+        let PageFor { connection, topic, after, .. } = *page;
+        let sheet = Ok(Sheet::Gone { first: 51, why });
+        rig.writer.obey(Command::Page(Box::new(PageDone { connection, topic, after, sheet })));
+
+        let got = rig.read(&mut client);
+        let gap = format!(r#"{{"type":"gap","topic":"t","from":1,"to":50,"reason":"{reason}"}}"#);
+        assert!(got.contains(&gap), "{got}");
+    }
 }
 
 #[test]
