@@ -81,5 +81,6 @@ pub mod cli_acks;
 pub mod cli_state;
 
 pub mod docs;
+pub mod pages;
 
 pub mod tidy;
