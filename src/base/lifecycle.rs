@@ -24,6 +24,25 @@ use crate::base::{
     },
 };
 
+/// Every thread of the relay, of its client and of the command line, `N` and `ID` standing for a
+/// number. `ARCHITECTURE.md` says what each is; a test keeps the two equal.
+pub const THREADS: &[&str] = &[
+    "main",
+    "accept-N",
+    "conn-ID",
+    "writer-N",
+    "keeper",
+    "commit",
+    "pager",
+    "bus-N",
+    "client-read",
+    "client-write",
+    "client-sub",
+    "confirm",
+    "sub-N",
+    "stdout",
+];
+
 /// Why the relay is going down. Decides the exit code.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cause {
@@ -278,7 +297,18 @@ impl Drop for Place {
 
 fn builder(name: &str, stack_bytes: usize) -> thread::Builder {
     debug_assert!(name.len() <= THREAD_NAME_BYTES_MAX, "thread name {name:?} would be cut off");
+    debug_assert!(is_listed(name), "thread {name:?} is not in THREADS");
     thread::Builder::new().name(name.to_owned()).stack_size(stack_bytes)
+}
+
+fn is_listed(name: &str) -> bool {
+    let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    THREADS.iter().any(|thread| match thread.rsplit_once('-') {
+        Some((kind, "N" | "ID")) => {
+            name.rsplit_once('-').is_some_and(|(own, rest)| own == kind && is_number(rest))
+        }
+        _ => name == *thread,
+    })
 }
 
 fn supervised(
@@ -329,9 +359,9 @@ mod tests {
         let mut group = Group::new(stop, Panics::default());
         let held = release.clone();
         let body = move || while !held.wait(Duration::from_secs(60)) {};
-        group.spawn("stuck".into(), 64 * 1024, OnPanic::Contain, body).unwrap();
+        group.spawn("keeper".into(), 64 * 1024, OnPanic::Contain, body).unwrap();
         let deadline = Clock::default().now() + Duration::from_millis(20);
-        assert_eq!(group.join(deadline), ["stuck"]);
+        assert_eq!(group.join(deadline), ["keeper"]);
         release.raise(Cause::Requested);
     }
 

@@ -48,7 +48,7 @@ fn stop_signal() {
 fn crew() {
     let (stop, panics) = (Stop::default(), Panics::default());
     let crew = Crew::new(stop.clone(), Arc::clone(&panics));
-    for name in ["a", "b"] {
+    for name in ["conn-1", "conn-2"] {
         let stop = stop.clone();
         crew.spawn(name.to_owned(), 64 * 1024, move || _ = stop.is_raised()).unwrap();
     }
