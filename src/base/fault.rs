@@ -4,6 +4,8 @@
 //! second time with the fault in the production code, and fails if nothing is found. Everywhere
 //! else [`Fault::is_on`] is `false` when the code is compiled, and nothing is left of it.
 
+use crate::base::sync::atomic::Ordering;
+
 /// One bug that can be put back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -35,11 +37,17 @@ pub enum Fault {
     StalePage,
     /// A connection asks whether the relay stops before it enters the phase that a stop looks for.
     PhaseLate,
+    /// A flag that tells of news publishes nothing: its ordering is relaxed.
+    FlagUnordered,
+    /// Who rings a writer looks at its flag without a fence before it.
+    RingUnfenced,
+    /// A writer that goes to sleep looks at its lane without a fence before it.
+    SleepUnfenced,
 }
 
 impl Fault {
     /// Whether the bug is there: never, but in a model that is to find it.
-    #[cfg(not(all(test, shuttle)))]
+    #[cfg(not(all(test, any(loom, shuttle))))]
     #[must_use]
     #[inline]
     pub const fn is_on(self) -> bool {
@@ -47,8 +55,15 @@ impl Fault {
         false
     }
 
-    #[cfg(all(test, shuttle))]
+    #[cfg(all(test, any(loom, shuttle)))]
     pub fn is_on(self) -> bool {
-        crate::base::sync::model::check::fault() == Some(self)
+        crate::base::sync::model::fault() == Some(self)
+    }
+
+    /// `ordering`, or none at all if the bug is there.
+    #[must_use]
+    #[inline]
+    pub fn or_relaxed(self, ordering: Ordering) -> Ordering {
+        if self.is_on() { Ordering::Relaxed } else { ordering }
     }
 }

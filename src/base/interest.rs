@@ -5,7 +5,10 @@
 //! Whoever has news asks whom to tell; a writer clears its flag and looks. Each writer is told at
 //! most once until it has looked.
 
-use crate::base::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::base::{
+    flag::Flag,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 /// The writers that follow one thing: a topic, or the state.
 #[derive(Debug)]
@@ -19,7 +22,7 @@ struct Wake {
     /// Cursors of this writer that follow the thing.
     followers: AtomicU64,
     /// A wake-up is on its way, or about to be acted upon.
-    pending: AtomicBool,
+    pending: Flag,
 }
 
 impl Interest {
@@ -56,9 +59,7 @@ impl Interest {
             if state.followers.load(Ordering::Relaxed) == 0 {
                 continue;
             }
-            // Release pairs with the acquire in `woken`: whoever clears the flag that this sets
-            // or finds set then sees what was added before it.
-            if !state.pending.swap(true, Ordering::AcqRel) {
+            if state.pending.raise() {
                 wake(writer);
             }
         }
@@ -67,7 +68,7 @@ impl Interest {
     /// Clears the wake-up of `writer`, which looks next: what is added after that look finds the
     /// flag clear and sends another wake-up.
     pub fn woken(&self, writer: usize) {
-        self.writers[writer].pending.swap(false, Ordering::AcqRel);
+        self.writers[writer].pending.lower();
     }
 }
 

@@ -81,7 +81,7 @@ pub struct Ranked<T> {
 }
 
 impl<T> Ranked<T> {
-    pub const fn new(rank: Rank, value: T) -> Self {
+    pub fn new(rank: Rank, value: T) -> Self {
         Self { rank, torn: AtomicBool::new(false), value: Mutex::new(value) }
     }
 

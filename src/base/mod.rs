@@ -9,6 +9,7 @@ pub mod clock;
 #[cfg(test)]
 pub mod docs;
 pub mod fault;
+pub mod flag;
 pub mod interest;
 pub mod lane;
 pub mod lifecycle;
@@ -16,5 +17,7 @@ pub mod limits;
 pub mod lock;
 #[cfg(all(test, shuttle))]
 mod models;
+#[cfg(all(test, loom))]
+mod orderings;
 pub mod random;
 pub mod sync;

@@ -42,7 +42,7 @@ pub struct SubscriptionId(u64);
 
 impl SubscriptionId {
     pub(crate) fn next() -> Self {
-        static LAST: AtomicU64 = AtomicU64::new(0);
+        static LAST: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
         // Relaxed: only that no two are equal matters.
         Self(LAST.fetch_add(1, Ordering::Relaxed) + 1)
     }

@@ -20,6 +20,7 @@ use std::{
 use crate::{
     base::{
         clock::Clock,
+        flag::Flag,
         lane::{self, Inlet, JOBS, Receiver, Rejected},
         lifecycle::{Group, OnPanic, Panics, Stop},
         limits::{BUS_WORKERS_DEFAULT, POOL_DROP_LIMIT, WORKER_STACK_BYTES},
@@ -133,7 +134,7 @@ pub(super) struct Shared {
     panicked: AtomicU64,
     dropped: AtomicU64,
     /// By worker: somebody has rung, and it has not looked yet.
-    rung: Box<[AtomicBool]>,
+    rung: Box<[Flag]>,
     hooks: Ranked<Arc<[Hook]>>,
 }
 
@@ -236,7 +237,7 @@ impl Pool {
     /// Has `worker` run the hooks, once for any number of rings since it last began to. Unlike a
     /// job, a ring cannot be refused: a worker whose lane is full looks after its next job.
     pub(crate) fn ring(&self, worker: usize) {
-        if self.shared.rung[worker].swap(true, Ordering::AcqRel) {
+        if !self.shared.rung[worker].raise() {
             return;
         }
         let inlet =
@@ -396,7 +397,7 @@ impl Shared {
             refused: AtomicU64::new(0),
             panicked: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
-            rung: (0..workers).map(|_| AtomicBool::new(false)).collect(),
+            rung: (0..workers).map(|_| Flag::default()).collect(),
             hooks: Ranked::new(Rank::Pool, Arc::default()),
         }
     }
@@ -417,9 +418,7 @@ impl Shared {
 
     /// Runs the hooks if somebody has rung.
     fn answer(&self, worker: usize) {
-        // AcqRel pairs with the swap in `ring`: who clears the bell sees what was done before it
-        // was rung or found rung.
-        if !self.rung[worker].swap(false, Ordering::AcqRel) {
+        if !self.rung[worker].lower() {
             return;
         }
         let hooks = self.hooks.with(|hooks| Arc::clone(hooks));

@@ -20,6 +20,8 @@ mod lists;
 mod logging;
 #[cfg(all(test, shuttle))]
 mod models;
+#[cfg(all(test, loom))]
+mod orderings;
 mod outbox;
 mod pager;
 mod presence;

@@ -15,11 +15,9 @@ use std::time::Duration;
 
 use crate::base::{
     fault::Fault,
+    flag::Flag,
     lock::{Rank, Ranked},
-    sync::{
-        Condvar,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Condvar,
 };
 
 /// Bytes on their way to one connection's writer.
@@ -27,7 +25,7 @@ pub(crate) struct Outbox {
     inner: Ranked<Inner>,
     room: Condvar,
     /// The writer has been told, or is about to look.
-    told: AtomicBool,
+    told: Flag,
 }
 
 #[derive(Default)]
@@ -75,7 +73,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 impl Outbox {
     pub(crate) fn new() -> Self {
         let inner = Ranked::new(Rank::Outbox, Inner::default());
-        Self { inner, room: Condvar::new(), told: AtomicBool::new(false) }
+        Self { inner, room: Condvar::new(), told: Flag::default() }
     }
 
     /// Appends what `write` writes if fewer than `bytes_max` bytes wait. One reply may go beyond
@@ -143,16 +141,14 @@ impl Outbox {
 
     /// Whether the writer must be told that something waits: true once until it takes.
     pub(crate) fn must_tell(&self) -> bool {
-        // Release pairs with the acquire in `take`: the writer that clears the flag sees what was
-        // appended before it was set or found set.
-        !self.told.swap(true, Ordering::AcqRel)
+        self.told.raise()
     }
 
     /// Takes all that waits; last words only when no reply is promised any more. What is appended
     /// after this tells the writer again.
     pub(crate) fn take(&self) -> Taken {
         if !Fault::OutboxFlag.is_on() {
-            self.told.swap(false, Ordering::AcqRel);
+            self.told.lower();
         }
         let taken = self.inner.with(|inner| {
             let bytes = std::mem::take(&mut inner.bytes);
@@ -169,7 +165,7 @@ impl Outbox {
             Taken { bytes, last_words }
         });
         if Fault::OutboxFlag.is_on() {
-            self.told.swap(false, Ordering::AcqRel);
+            self.told.lower();
         }
         self.room.notify_all();
         taken

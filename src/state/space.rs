@@ -15,9 +15,9 @@ use std::sync::{Arc, OnceLock};
 
 use crate::{
     base::{
+        flag::Flag,
         interest::Interest,
         lock::{self, Rank, Ranked},
-        sync::atomic::{AtomicBool, Ordering},
     },
     name::{Filter, Name},
     state::{Applied, Change, ChangeError, Entry, Limits, Map, Now, Page, Pending},
@@ -55,7 +55,7 @@ pub struct Space {
     body: Ranked<Body>,
     interest: Interest,
     /// The committer has been told that something waits for it here.
-    told: AtomicBool,
+    told: Flag,
     on_change: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
@@ -120,7 +120,7 @@ impl Space {
             is_durable,
             body: Ranked::new(Rank::State, body),
             interest: Interest::new(writers),
-            told: AtomicBool::new(false),
+            told: Flag::default(),
             on_change: OnceLock::new(),
         }
     }
@@ -299,14 +299,12 @@ impl Body {
 impl Space {
     /// Whether the committer must be told: true once until it looks.
     pub fn must_tell_committer(&self) -> bool {
-        // Release pairs with the acquire in `committer_looks`: who clears the flag sees what was
-        // changed before it was set or found set.
-        !self.told.swap(true, Ordering::AcqRel)
+        self.told.raise()
     }
 
     /// The committer is about to look: what comes after this tells it again.
     pub fn committer_looks(&self) {
-        self.told.swap(false, Ordering::AcqRel);
+        self.told.lower();
     }
 
     #[must_use]

@@ -25,6 +25,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::{
     base::{
         clock::Clock,
+        flag::Flag,
         lane::{self, Inlet},
         lock::{self, Rank, Ranked},
         sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -121,7 +122,7 @@ struct Inner {
     /// By worker: handlers that it runs.
     counts: Box<[AtomicU64]>,
     /// By worker: it has been told, and has not looked yet.
-    told: Box<[AtomicBool]>,
+    told: Box<[Flag]>,
     panicked: AtomicU64,
 }
 
@@ -230,7 +231,7 @@ impl StateStore {
             pool,
             handlers: Ranked::new(Rank::Handlers, Arc::default()),
             counts: (0..workers).map(|_| AtomicU64::new(0)).collect(),
-            told: (0..workers).map(|_| AtomicBool::new(false)).collect(),
+            told: (0..workers).map(|_| Flag::default()).collect(),
             panicked: AtomicU64::new(0),
         });
         let weak = Arc::downgrade(&inner);

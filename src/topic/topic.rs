@@ -17,9 +17,10 @@ use self::durable::Durable;
 pub use self::durable::{Saver, Taken, Told};
 use crate::{
     base::{
+        flag::Flag,
         interest::Interest,
         lock::{Rank, Ranked},
-        sync::atomic::{AtomicBool, AtomicU64, Ordering},
+        sync::atomic::{AtomicU64, Ordering},
     },
     config::Policy,
     name::Name,
@@ -45,9 +46,9 @@ pub struct Topic {
     /// Its number in the store, if it is durable.
     id: Option<TopicId>,
     /// The committer has been told that something waits for it here.
-    told: AtomicBool,
+    told: Flag,
     /// The committer has been told that something may be stored some time soon.
-    told_lazily: AtomicBool,
+    told_lazily: Flag,
     /// When it was last of use to anybody, Unix milliseconds.
     used_ms: AtomicU64,
 }
@@ -103,8 +104,8 @@ impl Topic {
         Self {
             name,
             id,
-            told: AtomicBool::new(false),
-            told_lazily: AtomicBool::new(false),
+            told: Flag::default(),
+            told_lazily: Flag::default(),
             log: Ranked::new(Rank::Log, body),
             interest: Interest::new(writers),
             bytes: AtomicU64::new(0),

@@ -1,21 +1,43 @@
-//! What the facade hands out under shuttle: the same interfaces, with every step scheduled.
+//! What the facade hands out under a checker: the same interfaces, with every step scheduled.
 //!
 //! A wait never times out here. What makes progress only because a time-out looks again shows as a
 //! deadlock, which is what a model is to find.
 
 pub mod channel;
+#[cfg(shuttle)]
 pub mod check;
+#[cfg(loom)]
+pub mod explore;
 
+#[cfg(shuttle)]
+pub use shuttle as checker;
 use std::{
+    cell::Cell,
     fmt,
     ops::{Deref, DerefMut},
     sync::PoisonError,
     time::{Duration, Instant},
 };
 
-use shuttle::sync;
+#[cfg(loom)]
+pub use explore as checker;
 
+use self::checker::sync;
 use crate::base::fault::Fault;
+
+std::thread_local! {
+    static FAULT: Cell<Option<Fault>> = const { Cell::new(None) };
+}
+
+/// The bug that is to be found. All threads of a model run on the thread of its test.
+pub fn fault() -> Option<Fault> {
+    FAULT.get()
+}
+
+/// Puts a bug back into what this test runs, or takes it out.
+fn put_back(fault: Option<Fault>) {
+    FAULT.set(fault);
+}
 
 /// As parking_lot's: no poisoning.
 #[derive(Debug, Default)]
@@ -25,7 +47,7 @@ pub struct Mutex<T>(sync::Mutex<T>);
 pub struct MutexGuard<'a, T>(Option<sync::MutexGuard<'a, T>>);
 
 impl<T> Mutex<T> {
-    pub const fn new(value: T) -> Self {
+    pub fn new(value: T) -> Self {
         Self(sync::Mutex::new(value))
     }
 
@@ -68,7 +90,7 @@ impl WaitResult {
 }
 
 impl Condvar {
-    pub const fn new() -> Self {
+    pub fn new() -> Self {
         Self(sync::Condvar::new())
     }
 

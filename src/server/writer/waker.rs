@@ -52,7 +52,9 @@ impl Waker {
     pub(crate) fn ring(&self) {
         // With the fence in `fall_asleep`: either the writer sees the command when it looks at its
         // lane after setting the flag, or this sees the flag.
-        fence(Ordering::SeqCst);
+        if !Fault::RingUnfenced.is_on() {
+            fence(Ordering::SeqCst);
+        }
         let sleep = self.sleep.load(Ordering::Relaxed);
         if sleep == Sleep::Parked as u8 {
             if let Some(thread) = self.thread.get() {
@@ -101,6 +103,8 @@ impl Waker {
 
     fn fall_asleep(&self, sleep: Sleep) {
         self.sleep.store(sleep as u8, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
+        if !Fault::SleepUnfenced.is_on() {
+            fence(Ordering::SeqCst);
+        }
     }
 }

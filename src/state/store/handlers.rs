@@ -21,10 +21,8 @@ impl Inner {
     /// Tells the workers that have handlers to look, unless they have been told.
     pub(super) fn wake(&self) {
         for (worker, count) in self.counts.iter().enumerate() {
-            // AcqRel pairs with the swap in `turn`: who clears the flag sees what was changed
-            // before it was set or found set.
-            if 0 < count.load(Ordering::Relaxed) && !self.told[worker].swap(true, Ordering::AcqRel)
-            {
+            // Relaxed: ordered by the flag, which who subscribes raises after counting.
+            if 0 < count.load(Ordering::Relaxed) && self.told[worker].raise() {
                 self.pool.ring(worker);
             }
         }
@@ -33,7 +31,7 @@ impl Inner {
     /// A worker's turn: every handler of it gets what it lacks.
     pub(super) fn turn(weak: &Weak<Inner>, worker: usize) -> bool {
         let Some(inner) = weak.upgrade() else { return false };
-        if !inner.told[worker].swap(false, Ordering::AcqRel) {
+        if !inner.told[worker].lower() {
             return true;
         }
         let list = inner.handlers.with(|list| Arc::clone(list));
@@ -42,7 +40,7 @@ impl Inner {
             more |= inner.serve(handler);
         }
         // One batch each, so that no handler keeps the others from theirs.
-        if more && !inner.told[worker].swap(true, Ordering::AcqRel) {
+        if more && inner.told[worker].raise() {
             inner.pool.ring(worker);
         }
         true

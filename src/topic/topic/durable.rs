@@ -8,11 +8,7 @@ use std::sync::Arc;
 
 use super::{Confirm, Topic, Unstored};
 use crate::{
-    base::{
-        clock::Clock,
-        lane::Inlet,
-        sync::atomic::{AtomicBool, Ordering},
-    },
+    base::{clock::Clock, lane::Inlet},
     config::Policy,
     metrics::labels::Evicted,
     name::Name,
@@ -157,23 +153,23 @@ impl Topic {
 
     /// Whether the committer must be told that something waits for it: true once until it looks.
     pub fn must_tell_committer(&self) -> bool {
-        swap(&self.told, true)
+        self.told.raise()
     }
 
     /// As [`Topic::must_tell_committer`], for what may wait a while.
     pub fn must_tell_committer_lazily(&self) -> bool {
-        swap(&self.told_lazily, true)
+        self.told_lazily.raise()
     }
 
     /// The committer could not be told after all, of what may wait.
     pub fn was_not_told(&self) {
-        self.told_lazily.swap(false, Ordering::AcqRel);
+        self.told_lazily.lower();
     }
 
     /// The committer looks now. What comes after this tells it again.
     pub fn committer_looks(&self) {
-        self.told.swap(false, Ordering::AcqRel);
-        self.told_lazily.swap(false, Ordering::AcqRel);
+        self.told.lower();
+        self.told_lazily.lower();
     }
 
     /// Copies what the store does not have: the events after `after` (what is stored, or what is
@@ -271,10 +267,4 @@ impl Topic {
     pub fn trimmed(&self, first: u64, reason: Evicted) -> (Evictions, i64) {
         self.change(|log| log.trimmed(first, reason))
     }
-}
-
-fn swap(flag: &AtomicBool, value: bool) -> bool {
-    // Release pairs with the acquire in `committer_looks`: the committer that clears the flag sees
-    // what was done before it was set or found set.
-    !flag.swap(value, Ordering::AcqRel)
 }

@@ -1,7 +1,6 @@
 //! Runs a model under many schedules: that it holds, and that it finds a bug that is put back.
 
 use std::{
-    cell::Cell,
     env,
     io::{self, Write},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -14,6 +13,7 @@ use shuttle::{
     scheduler::{PctScheduler, RandomScheduler, ReplayScheduler, Scheduler},
 };
 
+use super::put_back;
 use crate::base::{fault::Fault, sync::Arc};
 
 /// Preemptions that PCT plans per schedule.
@@ -25,15 +25,6 @@ const SCHEDULES_MAX: usize = 20_000;
 /// Names a file with the one schedule that is run.
 const REPLAY: &str = "LANDLINE_REPLAY";
 const STACK_BYTES: usize = 512 * 1024;
-
-thread_local! {
-    static FAULT: Cell<Option<Fault>> = const { Cell::new(None) };
-}
-
-/// The bug that is to be found. All threads of a model run on the thread of its test.
-pub fn fault() -> Option<Fault> {
-    FAULT.get()
-}
 
 /// Runs `model` under `schedules` random schedules and as many of PCT. `LANDLINE_SCHEDULES`
 /// multiplies them; `LANDLINE_REPLAY` names a file with the one schedule that is run instead.
@@ -75,13 +66,13 @@ pub fn finds(fault: Fault, model: fn()) {
             model();
         }
     };
-    FAULT.set(Some(fault));
+    put_back(Some(fault));
     let is_found = catch_unwind(AssertUnwindSafe(|| {
         run(PctScheduler::new(PCT_DEPTH, SCHEDULES_MAX / 2), counted(&count));
         run(RandomScheduler::new(SCHEDULES_MAX / 2), counted(&count));
     }))
     .is_err();
-    FAULT.set(None);
+    put_back(None);
     let count = count.load(Ordering::Relaxed);
     assert!(is_found, "{fault:?} was not found in {count} schedules");
     say(&format!("found {fault:?}, schedules={count}"));
