@@ -98,6 +98,32 @@ impl Clock {
     }
 }
 
+/// Notices that the wall clock was set, by the monotonic one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaps {
+    /// By how much the wall clock was ahead of the monotonic one when somebody last looked.
+    ahead_ms: u64,
+}
+
+/// Less than this is no leap: clocks that are kept right are now and then set by a little.
+const LEAP_MS: u64 = 60_000;
+
+impl Leaps {
+    #[must_use]
+    pub fn new(clock: &Clock) -> Leaps {
+        Leaps { ahead_ms: clock.unix_ms().saturating_sub(clock.uptime_ms()) }
+    }
+
+    /// By how much the wall clock was set ahead since the last look; 0 if it was not, or was set
+    /// back. A machine that slept looks the same.
+    pub fn ahead_ms(&mut self, unix_ms: u64, uptime_ms: u64) -> u64 {
+        let ahead_ms = unix_ms.saturating_sub(uptime_ms);
+        let before_ms = std::mem::replace(&mut self.ahead_ms, ahead_ms);
+        let leap_ms = ahead_ms.saturating_sub(before_ms);
+        if leap_ms < LEAP_MS { 0 } else { leap_ms }
+    }
+}
+
 impl Manual {
     fn elapsed(&self) -> Duration {
         Duration::from_millis(self.elapsed_ms.load(Ordering::Relaxed))
@@ -107,6 +133,17 @@ impl Manual {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wall_clock_that_is_set_ahead_is_noticed_once() {
+        const HOUR_MS: u64 = 3_600_000;
+        let mut leaps = Leaps::new(&Clock::manual(HOUR_MS));
+        assert_eq!(leaps.ahead_ms(HOUR_MS + 5_000, 4_000), 0, "a second is no leap");
+        assert_eq!(leaps.ahead_ms(3 * HOUR_MS + 5_000, 4_000), 2 * HOUR_MS);
+        assert_eq!(leaps.ahead_ms(3 * HOUR_MS + 6_000, 5_000), 0);
+        assert_eq!(leaps.ahead_ms(0, 6_000), 0, "back to the beginning of time");
+        assert_eq!(leaps.ahead_ms(HOUR_MS + 7_000, 7_000), HOUR_MS);
+    }
 
     #[test]
     fn a_manual_clock_moves_both_times_together() {

@@ -167,6 +167,17 @@ impl Consumers {
         }
     }
 
+    /// Counts `leap_ms` for no time without use: the wall clock, whose time is `now_ms`, was set
+    /// ahead by as much. Returns whether there are any.
+    pub fn forgive(&mut self, leap_ms: u64, now_ms: u64) -> bool {
+        for (name, consumer) in &mut self.by_name {
+            let used_ms = consumer.state.used_ms.saturating_add(leap_ms).min(now_ms);
+            consumer.state.used_ms = used_ms;
+            consumer.soil(name, &mut self.dirty);
+        }
+        !self.by_name.is_empty()
+    }
+
     /// Removes those that nobody holds and nobody held since `unused_since_ms`. Returns how many.
     pub fn expire(&mut self, unused_since_ms: u64) -> u64 {
         let is_idle = |consumer: &Consumer| {
@@ -338,6 +349,21 @@ mod tests {
         assert_eq!(told.iter().map(|change| change.state).collect::<Vec<_>>(), [None]);
         consumers.repeat(told);
         assert_eq!(consumers.take_changes(7).len(), 1);
+    }
+
+    #[test]
+    fn a_wall_clock_that_is_set_ahead_makes_no_consumer_idle() {
+        let mut consumers = Consumers::default();
+        let claim = consumers.claim(&name("a"), (1, 0), (3, 9), 10);
+        consumers.release(&name("a"), claim.fence, 3, 20);
+        let known = ConsumerState { seq: 3, deliveries: 1, used_ms: 5_010 };
+        consumers.restore(name("b"), known);
+        drop(consumers.take_changes(7));
+        assert!(consumers.forgive(5_000, 5_030));
+        assert_eq!(state(&consumers, "a").used_ms, 5_020);
+        assert_eq!(state(&consumers, "b").used_ms, 5_030, "never in the time to come");
+        assert_eq!((consumers.take_changes(7).len(), consumers.expire(5_019)), (2, 0));
+        assert!(!Consumers::default().forgive(5_000, 5_030));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use crate::{
     base::{
-        clock::Clock,
+        clock::{Clock, Leaps},
         lock::{Rank, Ranked},
         random,
         sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -71,8 +71,10 @@ struct Inner {
     topics: HashMap<Name, Arc<Topic>>,
     patterns: Trie<Follower>,
     settings: TopicSettings,
-    /// When topics that nobody ever published to were last forgotten to make room.
-    made_room_ms: u64,
+    /// When topics that nobody ever published to were last forgotten to make room; monotonic, so
+    /// that a wall clock that is set back does not put the next time off.
+    made_room_ms: Option<u64>,
+    leaps: Leaps,
     /// Durable ones among them, which the store does not know to be gone.
     forgotten: Vec<TopicId>,
 }
@@ -85,13 +87,15 @@ impl Inner {
 
     /// Forgets the topics that have no follower and never had an event: nobody loses anything, and
     /// who only asks for names cannot use them up. At most once a second, since it looks at all.
-    fn forget_unused(&mut self, now_ms: u64) -> Vec<Arc<Topic>> {
-        if now_ms < self.made_room_ms.saturating_add(MAKE_ROOM_EVERY_MS) {
+    fn forget_unused(&mut self, uptime_ms: u64) -> Vec<Arc<Topic>> {
+        let is_too_soon = |made_ms: u64| uptime_ms < made_ms.saturating_add(MAKE_ROOM_EVERY_MS);
+        if self.made_room_ms.is_some_and(is_too_soon) {
             return Vec::new();
         }
-        self.made_room_ms = now_ms;
+        self.made_room_ms = Some(uptime_ms);
+        // However lately it was used: by a wall clock that was set back that is in time to come.
         let is_used =
-            |topic: &Arc<Topic>| 0 < topic.look(|log| log.tail()) || !topic.retire(now_ms);
+            |topic: &Arc<Topic>| 0 < topic.look(|log| log.tail()) || !topic.retire(u64::MAX);
         self.topics.extract_if(|_, topic| !is_used(topic)).map(|(_, topic)| topic).collect()
     }
 }
@@ -153,7 +157,8 @@ impl Registry {
                     topics: HashMap::new(),
                     patterns: Trie::default(),
                     settings: TopicSettings::default(),
-                    made_room_ms: 0,
+                    made_room_ms: None,
+                    leaps: Leaps::new(&clock),
                     forgotten: Vec::new(),
                 },
             ),
@@ -285,7 +290,7 @@ impl Registry {
             let max = inner.settings.max_topics;
             let now_ms = self.clock.unix_ms();
             if max <= inner.topics.len() {
-                let forgotten = inner.forget_unused(now_ms);
+                let forgotten = inner.forget_unused(self.clock.uptime_ms());
                 self.metrics.topics_forgotten.add(forgotten.len() as u64);
                 let ids = forgotten.iter().filter_map(|topic| self.forget(topic));
                 inner.forgotten.extend(ids);
@@ -395,10 +400,14 @@ impl Registry {
         let mut swept = Swept { forgotten, ..Swept::default() };
         let (topics, forget_after) =
             self.inner.with(|inner| (inner.all(), inner.settings.forget_after));
-        let now_ms = self.clock.unix_ms();
-        let window = self.window(self.clock.uptime_ms());
+        let (now_ms, uptime_ms) = (self.clock.unix_ms(), self.clock.uptime_ms());
+        let leap_ms = self.inner.with(|inner| inner.leaps.ahead_ms(now_ms, uptime_ms));
+        let window = self.window(uptime_ms);
         let unused_since_ms = now_ms.saturating_sub(millis(forget_after));
         for topic in topics {
+            if 0 < leap_ms && topic.forgive(leap_ms, now_ms) {
+                swept.changed.push(Arc::clone(&topic));
+            }
             let (gone, grown) = topic.change(|log| {
                 log.forget_keys(window);
                 log.evict(now_ms)

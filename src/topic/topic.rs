@@ -194,6 +194,14 @@ impl Topic {
         self.used_ms.store(now_ms, Ordering::Relaxed);
     }
 
+    /// Counts `leap_ms`, by which the wall clock was set ahead, for no time without use: neither of
+    /// the topic nor of its consumers. Returns whether the store has to be told.
+    pub fn forgive(&self, leap_ms: u64, now_ms: u64) -> bool {
+        let used_ms = self.used_ms.load(Ordering::Relaxed);
+        self.touch(used_ms.saturating_add(leap_ms).min(now_ms));
+        self.log.with(|body| body.consumers.forgive(leap_ms, now_ms))
+    }
+
     /// Whether nobody follows the topic, and it was of no use since `unused_since_ms`.
     #[must_use]
     pub fn is_unused(&self, unused_since_ms: u64) -> bool {

@@ -52,6 +52,8 @@ pub mod handshake;
 
 pub mod hostile;
 
+pub mod clock_jumps;
+
 pub mod heartbeat;
 
 pub mod presence;

@@ -1,6 +1,7 @@
 //! What the tests stand on: a real relay, peers that can misbehave, a faulty network, and a witness
 //! beside them, and waiting with a limit.
 
+pub mod clock;
 pub mod dice;
 pub mod frame;
 pub mod http;

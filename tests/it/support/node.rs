@@ -18,9 +18,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 
 use super::{
+    clock::FakeClock,
     http::{Http, Reply},
     peer::Peer,
     wait::{LIMIT, wait_for, wait_until},
@@ -87,6 +88,26 @@ impl Node {
         command.arg(format!("inject={inject}")).arg(BINARY);
         command.args(["serve", "--listen", "127.0.0.1:0", "--durable", "--data-dir"]);
         command.arg(dir.path());
+        Node::spawn(command, None)
+    }
+
+    /// As [`Node::durable`], by a wall clock of its own.
+    #[track_caller]
+    #[must_use]
+    pub fn durable_at(clock: &FakeClock, dir: &Scratch, flags: &[&str]) -> Node {
+        let mut command = Command::new(BINARY);
+        command.args(["serve", "--listen", "127.0.0.1:0", "--durable", "--data-dir"]);
+        command.arg(dir.path()).args(flags);
+        clock.put_on(&mut command);
+        Node::spawn(command, None)
+    }
+
+    /// A relay in a network namespace of the machine, with these flags beside `serve`.
+    #[track_caller]
+    #[must_use]
+    pub fn within(namespace: &str, flags: &[&str]) -> Node {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace, BINARY, "serve"]).args(flags);
         Node::spawn(command, None)
     }
 
@@ -200,12 +221,41 @@ impl Node {
         value.unwrap_or_else(|| panic!("no {field} in\n{text}"))
     }
 
+    /// The address space it takes, in bytes.
+    #[track_caller]
+    #[must_use]
+    pub fn address_space(&self) -> u64 {
+        self.status("VmSize:") * 1_024
+    }
+
+    /// The number that its next descriptor gets.
+    #[track_caller]
+    #[must_use]
+    pub fn next_file(&self) -> u64 {
+        let is_open = |number: &u64| {
+            // A link to something that need not have a name.
+            fs::read_link(format!("/proc/{}/fd/{number}", self.child.id())).is_ok()
+        };
+        (0..).find(|number| !is_open(number)).expect("numbers do not end")
+    }
+
+    /// Bounds what it may take from now on; `None` is the bound of this process.
+    #[track_caller]
+    pub fn limit(&self, resource: Resource, current: Option<u64>) {
+        let Rlimit { maximum, .. } = getrlimit(resource);
+        let limit = Rlimit { current: current.or(maximum), maximum };
+        prlimit(self.pid(), resource, limit).expect("limit the relay");
+    }
+
     // Ending it, and other signals.
+
+    fn pid(&self) -> Option<Pid> {
+        i32::try_from(self.child.id()).ok().and_then(Pid::from_raw)
+    }
 
     #[track_caller]
     pub fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        kill_process(pid.expect("a process id"), signal).expect("send a signal");
+        kill_process(self.pid().expect("a process id"), signal).expect("send a signal");
     }
 
     /// Replaces the configuration file and asks the relay to read it again.
