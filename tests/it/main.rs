@@ -53,6 +53,8 @@ pub mod handshake;
 pub mod hostile;
 
 pub mod clock_jumps;
+pub mod corrupt;
+pub mod faults;
 
 pub mod heartbeat;
 

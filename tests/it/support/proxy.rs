@@ -1,5 +1,5 @@
-//! A network that fails by script: a TCP proxy that cuts, stalls, trickles, or leaves the relay
-//! with a connection whose other end is gone.
+//! A network that fails by script: a TCP proxy that cuts, stalls, trickles, flips bits, or leaves
+//! the relay with a connection whose other end is gone.
 
 use std::{
     io::{Read, Write},
@@ -15,6 +15,7 @@ use std::{
 use parking_lot::Mutex;
 
 use super::{
+    dice::Dice,
     peer::{is_timeout, reset},
     wait::{LIMIT, pause},
 };
@@ -32,10 +33,60 @@ pub enum Mode {
     Stall,
     /// Passes one byte every millisecond.
     Trickle,
+    /// Passes them on, some with another bit, as [`Damage`] says.
+    Corrupt,
 }
 
 impl Mode {
-    const ALL: [Mode; 3] = [Mode::Pass, Mode::Stall, Mode::Trickle];
+    const ALL: [Mode; 4] = [Mode::Pass, Mode::Stall, Mode::Trickle, Mode::Corrupt];
+}
+
+/// Which bytes [`Mode::Corrupt`] changes. They depend on the seed, on how many connections came
+/// before and on how many bytes of their direction were passed in this mode, and on nothing else.
+#[derive(Clone, Copy, Debug)]
+pub struct Damage {
+    pub seed: u64,
+    /// One byte of so many.
+    pub one_in: u64,
+    pub way: Way,
+}
+
+/// The directions in which bytes are changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    ToRelay,
+    ToClient,
+    Both,
+}
+
+/// Flips bits in one direction of one connection.
+struct Flipper {
+    dice: Dice,
+    one_in: u64,
+    /// Bytes that still pass as they are.
+    left: u64,
+}
+
+impl Flipper {
+    fn new(damage: Damage, link: u64, way: Way) -> Option<Flipper> {
+        let Damage { seed, one_in, way: damaged } = damage;
+        let applies = damaged == way || damaged == Way::Both;
+        let mut dice = Dice(seed);
+        let mut dice = Dice(dice.below(u64::MAX) ^ (link << 1 | u64::from(way == Way::ToRelay)));
+        let left = dice.below(2 * one_in);
+        applies.then_some(Flipper { dice, one_in, left })
+    }
+
+    fn pass(&mut self, bytes: &mut [u8]) {
+        for byte in bytes {
+            if self.left == 0 {
+                *byte ^= 1 << self.dice.below(8);
+                self.left = self.dice.below(2 * self.one_in);
+            } else {
+                self.left -= 1;
+            }
+        }
+    }
 }
 
 pub struct Proxy {
@@ -47,6 +98,7 @@ pub struct Proxy {
 struct Shared {
     target: SocketAddr,
     mode: AtomicU8,
+    damage: Damage,
     stop: AtomicBool,
     links: Mutex<Vec<Link>>,
     pumps: Mutex<Vec<JoinHandle<()>>>,
@@ -64,11 +116,24 @@ impl Proxy {
     #[track_caller]
     #[must_use]
     pub fn start(target: SocketAddr) -> Proxy {
+        Proxy::with(target, Mode::Pass, Damage { seed: 0, one_in: 1_000, way: Way::Both })
+    }
+
+    /// A proxy that flips bits from the first byte on.
+    #[track_caller]
+    #[must_use]
+    pub fn corrupting(target: SocketAddr, damage: Damage) -> Proxy {
+        Proxy::with(target, Mode::Corrupt, damage)
+    }
+
+    #[track_caller]
+    fn with(target: SocketAddr, mode: Mode, damage: Damage) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
         let addr = listener.local_addr().expect("an address");
         let shared = Arc::new(Shared {
             target,
-            mode: AtomicU8::new(Mode::Pass as u8),
+            mode: AtomicU8::new(mode as u8),
+            damage,
             stop: AtomicBool::new(false),
             links: Mutex::new(Vec::new()),
             pumps: Mutex::new(Vec::new()),
@@ -76,11 +141,11 @@ impl Proxy {
         let accept = thread::spawn({
             let shared = Arc::clone(&shared);
             move || {
-                for client in listener.incoming() {
+                for (number, client) in (0..).zip(listener.incoming()) {
                     if shared.stop.load(Ordering::SeqCst) {
                         return;
                     }
-                    shared.link(client.expect("accept"));
+                    shared.link(number, client.expect("accept"));
                 }
             }
         });
@@ -128,24 +193,31 @@ impl Drop for Proxy {
 }
 
 impl Shared {
-    fn link(self: &Arc<Shared>, client: TcpStream) {
+    fn link(self: &Arc<Shared>, number: u64, client: TcpStream) {
         let Ok(relay) = TcpStream::connect(self.target) else {
             reset(&client);
             return;
         };
         let severed = Arc::new(AtomicBool::new(false));
-        for (from, to) in [(&client, &relay), (&relay, &client)] {
+        for (from, to, way) in [(&client, &relay, Way::ToRelay), (&relay, &client, Way::ToClient)] {
+            let flipper = Flipper::new(self.damage, number, way);
             let from = from.try_clone().expect("clone a socket");
             let to = to.try_clone().expect("clone a socket");
             let (shared, severed) = (Arc::clone(self), Arc::clone(&severed));
-            let pump = thread::spawn(move || shared.pump(&from, &to, &severed));
+            let pump = thread::spawn(move || shared.pump(&from, &to, &severed, flipper));
             self.pumps.lock().push(pump);
         }
         self.links.lock().push(Link { client, relay, severed });
     }
 
     /// Moves bytes until one end is gone.
-    fn pump(&self, mut from: &TcpStream, mut to: &TcpStream, severed: &AtomicBool) {
+    fn pump(
+        &self,
+        mut from: &TcpStream,
+        mut to: &TcpStream,
+        severed: &AtomicBool,
+        mut flipper: Option<Flipper>,
+    ) {
         from.set_read_timeout(Some(STEP)).ok();
         to.set_write_timeout(Some(LIMIT)).ok();
         let mut bytes = [0; 16 * 1024];
@@ -161,7 +233,12 @@ impl Shared {
             let room = if mode == Mode::Trickle { 1 } else { bytes.len() };
             let moved = match from.read(&mut bytes[..room]) {
                 Ok(0) => false,
-                Ok(count) => to.write_all(&bytes[..count]).is_ok(),
+                Ok(count) => {
+                    if let (Mode::Corrupt, Some(flipper)) = (mode, &mut flipper) {
+                        flipper.pass(&mut bytes[..count]);
+                    }
+                    to.write_all(&bytes[..count]).is_ok()
+                }
                 Err(error) => is_timeout(&error),
             };
             if !moved {
@@ -207,6 +284,36 @@ mod tests {
         assert_eq!(&echo(&client, &end), b"ping");
         proxy.set(Mode::Trickle);
         assert_eq!(&echo(&end, &client), b"ping");
+    }
+
+    #[test]
+    fn a_corrupting_proxy_flips_the_same_bits_for_the_same_seed_however_bytes_come() {
+        let sent = [0_u8; 5_000];
+        let got = |seed, piece| {
+            let relay = TcpListener::bind("127.0.0.1:0").unwrap();
+            let damage = Damage { seed, one_in: 100, way: Way::ToRelay };
+            let proxy = Proxy::corrupting(relay.local_addr().unwrap(), damage);
+            let mut client = TcpStream::connect(proxy.addr()).unwrap();
+            let (mut end, _) = relay.accept().unwrap();
+            let mut bytes = [0; 5_000];
+            for (out, taken) in sent.chunks(piece).zip(bytes.chunks_mut(piece)) {
+                client.write_all(out).unwrap();
+                end.read_exact(taken).unwrap();
+            }
+            // The other way nothing changes.
+            end.write_all(&sent).unwrap();
+            let mut back = [1; 5_000];
+            client.read_exact(&mut back).unwrap();
+            assert_eq!(back, sent);
+            bytes
+        };
+
+        let first = got(7, 5_000);
+        let flipped: Vec<u8> = first.iter().copied().filter(|byte| *byte != 0).collect();
+        assert!((25..=100).contains(&flipped.len()), "{} bytes of 5,000", flipped.len());
+        assert!(flipped.iter().all(|byte| byte.count_ones() == 1));
+        assert_eq!(got(7, 77), first);
+        assert_ne!(got(8, 5_000), first);
     }
 
     #[test]
