@@ -55,6 +55,7 @@ pub mod hostile;
 pub mod clock_jumps;
 pub mod corrupt;
 pub mod faults;
+pub mod scarce;
 
 pub mod heartbeat;
 
