@@ -9,7 +9,7 @@ PACKAGES := ws@8.23.0 playwright-core@1.65.1 axe-core@4.14.1
 PYTHON_PACKAGES := kosoku==0.1.0 websockets==17.4 websocket-client==1.9.2
 STATIC := target/$(TARGET)/release/landline
 
-.PHONY: check format lint test models models-long loom tsan soak js browser packages docs
+.PHONY: check format lint test models models-long loom tsan soak netns js browser packages docs
 .PHONY: conformance interop python-packages
 .PHONY: fuzz fuzz-long fuzz-build bench-once bench peers counts static clean
 
@@ -23,7 +23,7 @@ lint: need-rust
 	$(CARGO) clippy --all-targets --locked -- -D warnings
 	$(CARGO) clippy --no-default-features --locked -- -D warnings
 
-test: need-rust
+test: need-rust want-faults
 	$(CARGO) test --locked
 
 # What threads hand to one another, under schedules that a checker chooses; each known bug must be found. How many
@@ -51,6 +51,11 @@ tsan: need-rust
 # that. Not part of `check`.
 soak: need-rust
 	RUST_BACKTRACE=0 $(CARGO) test --locked --test soak -- --ignored --nocapture
+
+# A real link between the relay and its clients that fails in every way, in two network namespaces; needs root. Not part
+# of `check`. LANDLINE_SEED=N repeats an order.
+netns: need-rust need-nft
+	CARGO="$(CARGO)" tests/netns.sh
 
 # The client for browsers, under Node against the relay.
 js: need-rust packages
@@ -141,7 +146,7 @@ clean:
 # Installs a Debian package, if that is up to us.
 apt = test "$$(id -u)" = 0 && apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(1)
 
-.PHONY: need-rust need-cxx need-node need-python need-curl need-chromium need-valgrind need-peers
+.PHONY: need-rust need-cxx need-node need-python need-curl need-chromium need-valgrind need-peers need-nft want-faults
 need-rust:
 	@command -v $(CARGO) >/dev/null || { echo "missing: cargo (a Rust toolchain)"; exit 1; }
 
@@ -174,3 +179,12 @@ need-valgrind:
 need-peers:
 	@PATH="$$PATH:/usr/sbin"; command -v nats-server >/dev/null && command -v mosquitto >/dev/null && \
 		command -v redis-server >/dev/null || { $(call apt,nats-server mosquitto redis-server); } || true
+
+need-nft:
+	@{ command -v ip && command -v nft; } >/dev/null || { $(call apt,iproute2 nftables); } || \
+		{ echo "missing: ip and nft (on Debian: apt-get install iproute2 nftables), and root, for network faults"; exit 1; }
+
+# What lets system calls fail and sets the clock; tests that lack it say so, and pass.
+want-faults:
+	@{ command -v strace && ls /usr/lib/*/faketime/libfaketime.so.1; } >/dev/null 2>&1 || { $(call apt,strace libfaketime); } || \
+		echo "missing: strace, libfaketime (on Debian: apt-get install strace libfaketime); some faults are not tried"

@@ -40,13 +40,16 @@ rm -rf "$reports"
 mkdir -p "$reports"
 export TSAN_OPTIONS="log_path=$reports/race halt_on_error=0 exitcode=66 history_size=4"
 
-# What bounds memory or the time of a disk by a figure fails for what the sanitizer costs, not for a race.
+# What bounds memory or the time of a disk by a figure fails for what the sanitizer costs, not for a race; and nothing
+# can be loaded before it, as the library that sets the clock is.
 failed=0
 "${CARGO:-cargo}" test --locked --test it -Zbuild-std=std,panic_unwind,test --target $target --target-dir target/tsan -- \
     --skip large_messages_that_never_end_cost_no_more_than_their_limit \
     --skip subscriptions_without_end_meet_a_limit \
     --skip clients_that_come_and_go_leave_nothing_behind \
     --skip publishers_wait_while_the_backlog_is_full_and_then_hear \
+    --skip a_connection_that_gets_no_thread_is_told_to_come_again_and_nobody_else_notices \
+    --skip clock_jumps:: \
     "$@" || failed=1
 
 if [ -n "$(ls -A "$reports")" ]; then

@@ -198,4 +198,37 @@ mod tests {
         assert_eq!(listed.len(), used.len(), "a crate has two rows");
         assert!(rows("Crates").iter().all(|row| !row[1].is_empty()), "a crate has no reason");
     }
+
+    /// The last cells of the table under `heading` that has so many columns.
+    fn last_cells(heading: &str, columns: usize) -> Vec<String> {
+        let text =
+            fs::read_to_string(concat_path("ARCHITECTURE.md")).expect("ARCHITECTURE.md is there");
+        let section = text.split("\n## ").find(|section| section.starts_with(heading));
+        let rows =
+            section.expect("the section is there").lines().filter(|row| row.starts_with('|'));
+        let cells = rows.skip(2).map(|row| row.trim_matches('|').split('|').collect::<Vec<_>>());
+        let last = |cells: Vec<&str>| {
+            assert_eq!(cells.len(), columns, "{cells:?}");
+            cells.last().map(|cell| cell.trim().to_owned())
+        };
+        cells.filter_map(last).collect()
+    }
+
+    #[test]
+    fn whatever_may_fail_is_tested_where_architecture_says() {
+        let makefile = fs::read_to_string(concat_path("Makefile")).expect("the Makefile is there");
+        let cells = last_cells("When something fails", 5);
+        assert!(30 < cells.len(), "{cells:?}");
+        for cell in cells.iter().filter(|cell| *cell != "-") {
+            for place in cell.split('`').skip(1).step_by(2) {
+                let is_there = match place.strip_prefix("make ") {
+                    Some(target) => makefile.contains(&format!("\n{target}: ")),
+                    None => fs::read_to_string(concat_path(place))
+                        .is_ok_and(|text| text.contains("#[test]")),
+                };
+                assert!(is_there, "{place} is no file with tests, and no target of make");
+            }
+            assert_ne!(cell.split('`').count(), 1, "{cell} names no place");
+        }
+    }
 }
