@@ -192,6 +192,10 @@ fn what_is_kept_by_age_goes_when_the_wall_clock_is_set_ahead_and_is_announced() 
 
     clock.set(2);
     peer.publish("once", 3);
+    // The store makes room once it has answered.
+    wait_until("what is too old to go", LIMIT, || {
+        number(&peer.history("once", json!("start"), 1), "first") == 3
+    });
     let mut subscriber = node.peer();
     let head = subscriber.subscribe_from("once", position(&published, 0));
     assert_eq!(head["recovery"]["missing"], json!([1, 2]), "{head}");
