@@ -9,7 +9,7 @@ PACKAGES := ws@8.23.0 playwright-core@1.65.1 axe-core@4.14.1
 PYTHON_PACKAGES := kosoku==0.1.0 websockets==17.4 websocket-client==1.9.2
 STATIC := target/$(TARGET)/release/landline
 
-.PHONY: check format lint test models models-long loom tsan soak netns js browser packages docs
+.PHONY: check format lint test models models-long loom tsan mutants soak netns js browser packages docs
 .PHONY: conformance interop python-packages
 .PHONY: fuzz fuzz-long fuzz-build bench-once bench peers counts static clean
 
@@ -46,6 +46,11 @@ loom: need-rust
 # The integration tests with ThreadSanitizer, on Debian; not part of `check`.
 tsan: need-rust
 	tests/tsan.sh
+
+# Every change that cargo-mutants knows to the pure core and the wire, against their unit tests; MUTANTS names parts of
+# them. Not part of `check`.
+mutants: need-rust
+	CARGO="$(CARGO)" tests/mutants.sh $(MUTANTS)
 
 # Clients of all kinds, faults and restarts, for an hour; SOAK_SECONDS, SOAK_CONNECTIONS, SOAK_LIFE and SOAK_SEED change
 # that. Not part of `check`.

@@ -370,6 +370,37 @@ mod tests {
     }
 
     #[test]
+    fn a_filter_matches_its_topic_or_what_its_pattern_does_and_shows_its_text() {
+        for (filter, name, expected) in
+            [("a/b", "a/b", true), ("a/b", "a", false), ("a/+", "a/b", true), ("a/+", "b/b", false)]
+        {
+            let parsed = Filter::parse(filter).unwrap();
+            assert_eq!(parsed.matches(&Name::parse(name).unwrap()), expected, "{filter} {name}");
+            assert_eq!(parsed.to_string(), filter);
+        }
+    }
+
+    #[test]
+    fn dead_letters_of_any_topic_have_a_name_and_those_of_dead_letters_none() {
+        let name = Name::parse("a/b").unwrap();
+        let dead = name.dead_letters().unwrap();
+        assert_eq!(dead.as_str(), "$dead/a/b");
+        assert_eq!((dead.dead_letters(), dead.dead_letters_of()), (None, Some(name.clone())));
+        assert_eq!(name.dead_letters_of(), None);
+    }
+
+    #[test]
+    fn what_the_relay_adds_to_the_longest_name_does_not_count() {
+        let (name, user) = ("a".repeat(255), "u".repeat(128));
+        for longest in [format!("$dead/{name}"), format!("$presence/{name}/{user}")] {
+            assert_eq!(Name::parse(&longest).unwrap().as_str(), longest);
+            let longer = longest.clone() + "x";
+            let (len, max) = (longer.len(), longest.len());
+            assert_eq!(Name::parse(&longer), Err(NameError::TooLong { len, max }));
+        }
+    }
+
+    #[test]
     fn a_user_name_has_no_slash() {
         assert_eq!(UserName::parse("a/b"), Err(NameError::Slash { at: 1 }));
         assert_eq!(UserName::parse("anna").unwrap().as_str(), "anna");

@@ -102,6 +102,7 @@ impl World {
             self.now_ms = next_ms;
             while self.presence.next_ms().is_some_and(|next_ms| next_ms <= self.now_ms) {
                 let done = self.presence.expire(self.now_ms, 2);
+                assert!((1..=2).contains(&done.writes.len()));
                 self.take(done);
             }
         }
@@ -123,6 +124,7 @@ fn a_user_is_there_once_with_the_number_of_its_connections() {
         assert!(world.join(connection, "room", "ada", None));
     }
     assert_eq!(world.shown("room", "ada"), Some(r#"{"connections":3,"since":7}"#));
+    assert_eq!((world.presence.len(), world.presence.is_empty()), (1, false));
     world.leave(1, "room");
     assert_eq!(world.shown("room", "ada"), Some(r#"{"connections":2,"since":7}"#));
     world.end(2, LOST_MS);
@@ -231,6 +233,26 @@ fn a_connection_joins_as_many_topics_as_it_may() {
     assert_eq!(plan(&name("a")), Ok(()));
     assert!(world.leave(1, "a") && !world.leave(1, "a") && !world.leave(2, "b"));
     assert!(world.join(1, "d", "ada", None));
+}
+
+#[test]
+fn memory_is_given_back_when_nearly_everybody_is_gone_and_not_before() {
+    let mut world = World::default();
+    for connection in 0..900 {
+        world.join(connection, "room", &format!("u{connection}"), None);
+    }
+    let rooms =
+        |world: &World| (world.presence.members.capacity(), world.presence.connections.capacity());
+    let full = rooms(&world);
+    assert_eq!(world.presence.len(), 900);
+    (0..10).for_each(|connection| world.end(connection, 1));
+    world.pass(1);
+    assert_eq!((world.presence.len(), rooms(&world).0), (890, full.0));
+    (10..900).for_each(|connection| world.end(connection, 1));
+    let done = world.presence.expire(world.now_ms + 1, usize::MAX);
+    assert_eq!(done.writes.len(), 890);
+    let (members, connections) = rooms(&world);
+    assert!(members < full.0 / 8 && connections < full.1 / 8, "{members} {connections}");
 }
 
 /// What presence should be, as somebody would write it who looks at everything each time.

@@ -354,3 +354,6 @@ impl Space {
         self.body.with(|body| body.map.store_anew());
     }
 }
+
+#[cfg(test)]
+mod tests;

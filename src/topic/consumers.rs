@@ -367,6 +367,53 @@ mod tests {
     }
 
     #[test]
+    fn a_claim_that_could_not_be_stored_is_taken_back_by_whoever_made_it() {
+        let mut consumers = Consumers::default();
+        let claim = consumers.claim(&name("a"), (1, 0), (3, 9), 10);
+        assert!(!consumers.unmake(&name("a"), claim.fence + 1) && consumers.contains(&name("a")));
+        assert!(consumers.unmake(&name("a"), claim.fence) && !consumers.contains(&name("a")));
+        assert!(consumers.is_dirty(), "the store may have it nevertheless");
+        let told = consumers.take_changes(7);
+        let told: Vec<_> = told.iter().map(|change| (change.topic, change.state)).collect();
+        assert_eq!(told, [(7, None)]);
+    }
+
+    #[test]
+    fn consumers_are_listed_by_name_as_they_are() {
+        let mut consumers = Consumers::default();
+        let kept = ConsumerState { seq: 4, deliveries: 2, used_ms: 7 };
+        for text in ["d", "c", "b"] {
+            consumers.restore(name(text), kept);
+        }
+        assert!(!consumers.is_dirty(), "the store has them");
+        let claim = consumers.claim(&name("a"), (8, 1), (3, 9), 10);
+        assert_eq!((consumers.len(), consumers.is_empty()), (4, false));
+        let list = consumers.list();
+        let names: Vec<&str> = list.iter().map(|listed| listed.name.as_str()).collect();
+        assert_eq!(names, ["a", "b", "c", "d"]);
+        let holder = Holder { connection: 8, writer: 1, fence: claim.fence };
+        assert_eq!((list[0].holder, list[1].holder), (Some(holder), None));
+        assert_eq!(list[0].state, ConsumerState { seq: 3, deliveries: 1, used_ms: 10 });
+        assert_eq!(list[1].state, kept);
+        assert!(consumers.acknowledge(&name("a"), claim.fence, (5, 5), 20));
+        assert_eq!(state(&consumers, "a"), ConsumerState { seq: 5, deliveries: 0, used_ms: 20 });
+        assert!(consumers.claim(&name("a"), (9, 1), (0, 9), 30).fence > claim.fence);
+    }
+
+    #[test]
+    fn a_consumer_that_came_back_is_not_removed_from_the_store() {
+        let mut consumers = Consumers::default();
+        for text in ["a", "b"] {
+            consumers.restore(name(text), ConsumerState { seq: 4, deliveries: 0, used_ms: 7 });
+        }
+        assert_eq!(consumers.expire(7), 2);
+        assert!(consumers.claim(&name("a"), (1, 0), (6, 9), 10).is_new);
+        let told = consumers.take_changes(1);
+        let told = told.iter().map(|change| (change.name.as_str(), change.state.is_some()));
+        assert_eq!(told.collect::<Vec<_>>(), [("a", true), ("b", false)]);
+    }
+
+    #[test]
     fn a_consumer_that_is_held_does_not_expire() {
         let mut consumers = Consumers::default();
         consumers.claim(&name("a"), (1, 0), (0, 9), 10);

@@ -131,6 +131,25 @@ mod tests {
         assert!(dedupe.is_empty());
     }
 
+    #[test]
+    fn keys_go_in_the_order_in_which_they_came_whatever_their_clocks_said() {
+        let mut dedupe = Dedupe::default();
+        dedupe.remember("a", 1, 50);
+        dedupe.remember("bcd", 2, 40);
+        assert_eq!((dedupe.len(), dedupe.is_empty(), dedupe.bytes()), (2, false, 164));
+        dedupe.expire(at(149));
+        assert_eq!(dedupe.len(), 2);
+        dedupe.expire(at(150));
+        assert!(dedupe.is_empty(), "one was remembered before the other");
+        for (key, seq) in [("a", 1), ("b", 2), ("c", 3)] {
+            dedupe.remember(key, seq, 0);
+        }
+        dedupe.forget("b");
+        dedupe.forget("never");
+        assert_eq!((dedupe.len(), dedupe.bytes(), dedupe.oldest()), (2, 162, Some(1)));
+        assert_eq!(["a", "b", "c"].map(|key| dedupe.find(key, at(0))), [Some(1), None, Some(3)]);
+    }
+
     /// It went with the older of the two, before its window had ended.
     #[test]
     fn a_key_that_is_remembered_twice_counts_once_and_from_the_second_time() {

@@ -171,6 +171,7 @@ mod tests {
             let mut expected: Vec<u64> = matching.map(|(_, value)| *value).collect();
             expected.sort_unstable();
             assert_eq!(found, expected, "{name}");
+            assert_eq!((trie.len(), trie.is_empty()), (filed.len(), false));
         }
         for (pattern, value) in filed {
             trie.remove(&pattern, &value);

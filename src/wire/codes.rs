@@ -195,6 +195,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_code_has_the_name_and_the_status_of_the_protocol() {
+        let expected = [
+            ("bad_request", 400),
+            ("unknown_type", 400),
+            ("too_large", 413),
+            ("unauthorized", 401),
+            ("forbidden", 403),
+            ("not_found", 404),
+            ("conflict", 412),
+            ("rate_limited", 429),
+            ("limit_exceeded", 429),
+            ("busy", 503),
+            ("unavailable", 503),
+            ("internal", 500),
+        ];
+        let codes = Code::ALL.iter().map(|code| (code.as_str(), code.http_status()));
+        assert_eq!(codes.collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
     fn the_close_codes_advice_follows_their_range() {
         assert_eq!(ComeBack::after(None), ComeBack::WithBackoff);
         assert_eq!(ComeBack::after(Some(CloseCode::GoingAway.number())), ComeBack::WithBackoff);

@@ -109,16 +109,46 @@ mod tests {
             let mut out = Vec::new();
             push_text(&mut out, &vec![b'x'; len]);
             out.push(0xff);
+            assert_eq!(out[0], 0x81, "a whole text message");
             assert_eq!(length(&out), out.len() - 1, "payload of {len}");
             assert_eq!(payload(&out[..out.len() - 1]).len(), len);
         }
     }
 
     #[test]
+    fn frames_in_a_row_are_told_apart() {
+        let texts = [vec![b'a'; 3], vec![], vec![b'b'; 200], vec![b'c'; 70_000]];
+        let (mut out, mut ends) = (Vec::new(), vec![0]);
+        for text in &texts {
+            push_text(&mut out, text);
+            ends.push(out.len());
+        }
+        assert_eq!(payloads(&out).collect::<Vec<_>>(), texts);
+        for (count, end) in (0..).zip(ends) {
+            assert_eq!(tail_bytes(&out, count), (out.len() - end) as u64, "without {count}");
+        }
+    }
+
+    #[test]
+    fn control_frames_are_those_of_the_rfc() {
+        let mut out = Vec::new();
+        push_ping(&mut out);
+        assert_eq!(out, [0x89, 0]);
+
+        out.clear();
+        push_close(&mut out, CloseCode::GoingAway, "later");
+        assert_eq!(out, *b"\x88\x07\x03\xe9later");
+    }
+
+    #[test]
     fn a_close_reason_is_cut_at_a_character() {
         let mut out = Vec::new();
+        push_close(&mut out, CloseCode::TooBig, &"u".repeat(200));
+        assert_eq!(out.len(), 2 + CONTROL_BYTES_MAX);
+
+        out.clear();
         push_close(&mut out, CloseCode::TooBig, &"ü".repeat(100));
-        assert!(out.len() <= 2 + CONTROL_BYTES_MAX);
+        assert_eq!(out.len(), 1 + CONTROL_BYTES_MAX);
         assert!(std::str::from_utf8(&out[4..]).is_ok());
     }
 }

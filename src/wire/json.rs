@@ -84,6 +84,13 @@ mod tests {
     }
 
     #[test]
+    fn a_string_is_quoted_and_escaped() {
+        let mut out = b"[".to_vec();
+        push_string(&mut out, "a\"\n");
+        assert_eq!(out, br#"["a\"\n""#);
+    }
+
+    #[test]
     fn digits_are_counted_as_they_are_written() {
         for number in [0, 1, 9, 10, 99, 100, 12_345, u64::MAX] {
             let mut out = Vec::new();

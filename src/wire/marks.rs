@@ -183,6 +183,13 @@ mod tests {
         assert_eq!(text(&[]), "m");
         assert_eq!(text(&[("a", EPOCH, 0)]), "m");
         assert!(Marks::parse("m").unwrap().is_empty());
+        assert!(!Marks::parse(&text(&[("a", EPOCH, 1)])).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_text_of_many_topics_is_known_by_its_first_letter() {
+        assert!(Marks::is_one(&text(&[("a", EPOCH, 5)])) && Marks::is_one("m?"));
+        assert!(!Marks::is_one("") && !Marks::is_one(&format!("{EPOCH}:5")));
     }
 
     #[test]

@@ -392,3 +392,6 @@ pub fn bye(out: &mut Vec<u8>, reason: &str, reconnect_after_ms: Option<u64>) {
     }
     push(out, &Body { r#type: "bye", reason, reconnect_after_ms });
 }
+
+#[cfg(test)]
+mod tests;

@@ -135,3 +135,66 @@ pub fn values(
     };
     frame::push_text(out, &values_body(&prefix, at, values, next));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EPOCH: Epoch = Epoch::from_number(10);
+
+    /// The one text frame that `write` appends.
+    fn said(write: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut out = Vec::new();
+        write(&mut out);
+        assert_eq!(frame::length(&out), out.len());
+        String::from_utf8(frame::payload(&out).to_vec()).unwrap()
+    }
+
+    #[test]
+    fn what_is_said_about_state_is_as_the_protocol_has_it() {
+        let set =
+            Stored { epoch: EPOCH, version: 5, durability: Durability::Memory, is_deletion: false };
+        let facts = r#""version":5,"epoch":"000000000000000a","durability":"memory""#;
+        let deleted = Stored { is_deletion: true, ..set };
+        let at = Watching { epoch: EPOCH, version: 5, reset: true };
+        for (text, expected) in [
+            (said(|out| stored(out, 1, &set)), format!(r#"{{"type":"stored","id":1,{facts}}}"#)),
+            (
+                said(|out| stored(out, 1, &deleted)),
+                format!(r#"{{"type":"deleted","id":1,{facts}}}"#),
+            ),
+            (
+                said(|out| watching(out, Some(2), "a/+", &at)),
+                concat!(
+                    r#"{"type":"watching","id":2,"pattern":"a/+","epoch":"000000000000000a","#,
+                    r#""version":5,"reset":true}"#
+                )
+                .to_owned(),
+            ),
+            (
+                said(|out| synced(out, "a/+", 5)),
+                r#"{"type":"synced","pattern":"a/+","version":5}"#.to_owned(),
+            ),
+            (
+                said(|out| unwatched(out, None, "a/+")),
+                r#"{"type":"unwatched","pattern":"a/+"}"#.to_owned(),
+            ),
+        ] {
+            assert_eq!(text, expected);
+        }
+    }
+
+    #[test]
+    fn a_list_of_values_has_its_facts_before_them_and_says_where_to_go_on() {
+        let at = StatePosition { epoch: EPOCH, version: 5 };
+        let facts = r#""epoch":"000000000000000a","version":5"#;
+        assert_eq!(
+            said(|out| values(out, Some(1), &at, b"{},{}", Some("a\"b"))),
+            format!(r#"{{"type":"values","id":1,{facts},"next":"a\"b","values":[{{}},{{}}]}}"#)
+        );
+        assert_eq!(
+            said(|out| values(out, None, &at, b"", None)),
+            format!(r#"{{"type":"values",{facts},"values":[]}}"#)
+        );
+    }
+}

@@ -210,6 +210,30 @@ mod tests {
     }
 
     #[test]
+    fn frames_become_messages_each_at_its_own_place() {
+        let mut frames = Vec::new();
+        let texts = [&b"{\"type\":\"event\"}"[..], b"{\"type\":\"gap\"}"];
+        texts.iter().for_each(|text| frame::push_text(&mut frames, text));
+        let mut out = Vec::new();
+        Dialect::Sse.translate(&mut out, &frames, |text| match text == texts[0] {
+            true => Place::At(EPOCH, 3),
+            false => Place::Everywhere(b"m"),
+        });
+        let expected = "id: 000000000000000a:3\ndata: {\"type\":\"event\"}\n\n\
+                        id: m\nevent: gap\ndata: {\"type\":\"gap\"}\n\n";
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_stream_says_what_it_is_and_how_long_to_wait() {
+        let types = [Dialect::WebSocket, Dialect::Sse, Dialect::Ndjson].map(Dialect::media_type);
+        assert_eq!(types, ["application/json", "text/event-stream", "application/x-ndjson"]);
+        let mut out = Vec::new();
+        retry(&mut out, 1_500);
+        assert_eq!(out, b"retry: 1500\n\n");
+    }
+
+    #[test]
     fn among_many_topics_the_place_is_that_of_all_of_them() {
         let mark = Mark::of("a", EPOCH);
         let (mut others, mut all) = (Vec::new(), Vec::new());

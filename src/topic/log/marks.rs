@@ -214,3 +214,6 @@ impl Log {
         steps
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -262,3 +262,80 @@ fn random_readers_get_every_event_or_its_announced_loss() {
         log.frames.check();
     }
 }
+
+#[test]
+fn the_rate_is_that_of_the_last_five_seconds() {
+    let mut rate = Rate::default();
+    (0..10).for_each(|_| rate.count(6_000));
+    let at = |rate: Rate, times: [u64; 5]| times.map(|time_ms| rate.at(time_ms));
+    // From the next window on it fades, and then is gone.
+    assert_eq!(at(rate, [6_000, 9_999, 10_000, 12_500, 15_000]), [2.0, 2.0, 2.0, 1.0, 0.0]);
+    rate.count(11_000);
+    assert_eq!(at(rate, [10_000, 11_000, 15_000, 17_500, 20_000]), [2.2, 1.8, 0.2, 0.1, 0.0]);
+    rate.count(20_000);
+    assert_eq!(rate.at(20_000), 0.2, "two windows ago is too long ago");
+    rate.count(19_000);
+    assert_eq!(rate.at(19_000), 0.4, "a clock that was set back counts as now");
+}
+
+#[test]
+fn what_is_just_within_a_bound_stays() {
+    let two = filled(2, 10).bytes();
+    let bounds = Policy { max_bytes: two, max_age: Some(Duration::from_millis(50)), ..policy(10) };
+    let mut log = log(bounds);
+    (1..=3).for_each(|time| _ = append(&mut log, "0", time * 10));
+    assert_eq!((log.bytes(), log.first(), log.len()), (two, 2, 2));
+    assert_eq!(log.evict(70), Evictions::default());
+    assert_eq!(log.evict(71), Evictions { age: 1, ..Evictions::default() });
+    assert_eq!(log.shrink(log.memory(), 10), Evictions::default());
+    append(&mut log, "0", 72);
+    let one = Policy { max_events: 1, ..bounds };
+    assert_eq!(log.set_policy(one, 72), Evictions { count: 1, ..Evictions::default() });
+    assert_eq!((log.time_of(3), log.time_of(4), log.time_of(5)), (None, Some(72), None));
+}
+
+#[test]
+fn making_room_takes_no_more_steps_than_it_may() {
+    let mut log = log(policy(10));
+    for key in ["a", "b", "c"] {
+        log.append(&Draft { user: None, name: None, data: "1", key: Some(key) }, 1, at(1));
+    }
+    assert_eq!(log.shrink(0, 3), Evictions { memory: 2, keys: 1, ..Evictions::default() });
+    assert_eq!(log.len(), 1);
+}
+
+#[test]
+fn a_log_is_forgettable_when_neither_events_nor_keys_are_left() {
+    let mut log = log(policy(10));
+    assert!(log.is_forgettable() && log.is_empty());
+    log.append(&Draft { user: None, name: None, data: "1", key: Some("a") }, 1, at(0));
+    assert!(!log.is_forgettable() && !log.is_empty());
+    log.shrink(0, 1);
+    assert!(!log.is_forgettable() && log.is_empty(), "its key stands for an event");
+    log.forget_keys(at(1_000));
+    assert!(log.is_forgettable());
+    let mut pending = self::log(policy(10)).durable();
+    append(&mut pending, "0", 1);
+    assert!(!pending.is_forgettable() && pending.is_empty(), "it may not be seen yet");
+}
+
+#[test]
+fn a_position_of_another_life_lacks_nothing_where_all_is_retained() {
+    let log = filled(3, 10);
+    let recovery =
+        Recovery { mode: Mode::Reset, missing: None, reason: Some(Reason::EpochChanged) };
+    let start = Start { seq: 0, recovery: Some(recovery) };
+    assert_eq!(log.start(&after(Epoch::from_number(8), 2)), start);
+    let unnamed = Start { seq: 0, recovery: Some(Recovery::COMPLETE) };
+    assert_eq!(log.start(&From::Positions(vec![])), unnamed);
+}
+
+#[test]
+fn events_that_went_for_their_age_are_lost_to_retention() {
+    let age = Policy { max_age: Some(Duration::from_millis(50)), ..policy(10) };
+    let mut log = log(age);
+    append(&mut log, "0", 10);
+    append(&mut log, "0", 100);
+    let lost = Copied::Lost { first: 2, reason: GapReason::Retention };
+    assert_eq!(log.copy_after(0, u64::MAX, 100, &mut Vec::new()), lost);
+}

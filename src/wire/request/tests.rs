@@ -179,3 +179,153 @@ fn the_plain_way_understands_what_the_general_way_does_and_nothing_more() {
     }
     assert!(plain_publish("{\"type\":\"publish\",\"topic\":\"a\",\"data\":[1]}").is_some());
 }
+
+#[test]
+fn every_message_is_understood_with_all_of_its_fields() {
+    let epoch = "0000000000000007";
+    for (text, expected) in [
+        (
+            r#"{"type":"hello","user":"anna","client":"c 1"}"#.to_owned(),
+            r#"Hello { user: Some("anna"), client: Some("c 1") }"#,
+        ),
+        (
+            r#"{"type":"subscribe","topic":"a","slow":"disconnect","consumer":"c","window":9}"#
+                .into(),
+            concat!(
+                r#"Subscribe { filter: Topic("a"), from: Live, slow: Disconnect, "#,
+                r#"acks: Some(Acks { window: 9, consumer: Some("c") }) }"#
+            ),
+        ),
+        (
+            r#"{"type":"subscribe","topic":"a/+","slow":null,"ack":false,"consumer":null}"#.into(),
+            r#"Subscribe { filter: Pattern("a/+"), from: Live, slow: Gap, acks: None }"#,
+        ),
+        (
+            r#"{"type":"subscribe","topic":"a","ack":true}"#.into(),
+            concat!(
+                r#"Subscribe { filter: Topic("a"), from: Live, slow: Gap, "#,
+                r#"acks: Some(Acks { window: 256, consumer: None }) }"#
+            ),
+        ),
+        (
+            r#"{"type":"publish","topic":"a","data":1,"name":null,"key":"k"}"#.into(),
+            r#"Publish(Publish { topic: "a", data: "1", name: None, key: Some("k") })"#,
+        ),
+        (r#"{"type":"ack","topic":"a","seq":3}"#.into(), r#"Ack { topic: "a", seq: 3 }"#),
+        (
+            r#"{"type":"history","topic":"a","from":"start","limit":7}"#.into(),
+            r#"History { topic: "a", from: Some(Start), limit: 7 }"#,
+        ),
+        (
+            r#"{"type":"set","key":"k","value":[1],"if_version":0,"ttl_ms":5}"#.into(),
+            r#"State(Set { key: "k", value: "[1]", if_version: Some(0), ttl_ms: Some(5) })"#,
+        ),
+        (
+            r#"{"type":"delete","key":"k","if_version":2}"#.into(),
+            r#"State(Delete { key: "k", if_version: Some(2) })"#,
+        ),
+        (
+            r#"{"type":"get","key":"a/+","after":"a/b","limit":1000}"#.into(),
+            r#"State(Get { filter: Pattern("a/+"), after: Some("a/b"), limit: 1000 })"#,
+        ),
+        (
+            format!(r#"{{"type":"watch","pattern":"a","from":{{"epoch":"{epoch}","version":3}}}}"#),
+            concat!(
+                r#"State(Watch { filter: Topic("a"), "#,
+                r#"from: Some(StatePosition { epoch: Epoch(7), version: 3 }) })"#
+            ),
+        ),
+        (r#"{"type":"unwatch","pattern":"a"}"#.into(), r#"State(Unwatch { filter: Topic("a") })"#),
+        (
+            r#"{"type":"join","topic":"a","info":{}}"#.into(),
+            r#"State(Join { topic: "a", info: Some("{}") })"#,
+        ),
+        (
+            r#"{"type":"join","topic":"a","info":null}"#.into(),
+            r#"State(Join { topic: "a", info: None })"#,
+        ),
+        (r#"{"type":"leave","topic":"a"}"#.into(), r#"State(Leave { topic: "a" })"#),
+        (r#"{"type":"unsubscribe","topic":"a"}"#.into(), r#"Unsubscribe { filter: Topic("a") }"#),
+        (r#"{"type":"ping","unknown":1}"#.into(), "Ping"),
+    ] {
+        let decoded = decode(&text);
+        assert_eq!(format!("{:?}", decoded.request.unwrap()), expected, "{text}");
+    }
+}
+
+#[test]
+fn what_is_as_long_as_it_may_be_is_accepted_and_longer_is_not() {
+    let named = |len| {
+        let name = "n".repeat(len);
+        format!(r#"{{"type":"publish","topic":"a","data":1,"name":"{name}"}}"#)
+    };
+    let joined = |len: usize| {
+        let info = "1".repeat(len);
+        format!(r#"{{"type":"join","topic":"a","info":{info}}}"#)
+    };
+    let lived = |ms: usize| format!(r#"{{"type":"set","key":"k","value":1,"ttl_ms":{ms}}}"#);
+    let place = r#"{"epoch":"0000000000000007","seq":4}"#;
+    let positioned = |count: usize| {
+        let places = (0..count).map(|n| format!("\"{n}\":{place}")).collect::<Vec<_>>().join(",");
+        format!(r##"{{"type":"subscribe","topic":"#","from":{{"positions":{{{places}}}}}}}"##)
+    };
+    let texts: [(&dyn Fn(usize) -> String, _, _); 4] = [
+        (&named, EVENT_NAME_BYTES_MAX, "name"),
+        (&joined, 1_024, "info"),
+        (&lived, 31_536_000_000, "ttl_ms"),
+        (&positioned, 10_000, "from.positions"),
+    ];
+    for (text, max, field) in texts {
+        assert!(decode(&text(max)).request.is_ok(), "{field}");
+        assert_eq!(refusal(&text(max + 1)).field, Some(field));
+    }
+}
+
+#[test]
+fn a_refusal_shows_what_was_found_and_what_is_right() {
+    let long = "x".repeat(50);
+    for (text, message) in [
+        (
+            "[]".to_owned(),
+            "the message is not a valid JSON object: invalid type: sequence, expected a JSON \
+             object at line 1 column 0"
+                .to_owned(),
+        ),
+        (
+            r#"{"type":"history","topic":"a","limit":"9"}"#.to_owned(),
+            r#"limit is "9"; it must be an unsigned integer"#.to_owned(),
+        ),
+        (
+            format!(r#"{{"type":"subscribe","topic":"a","slow":"{long}"}}"#),
+            format!("slow is \"{}...; it is gap or disconnect", &long[..39]),
+        ),
+        (
+            r#"{"type":"subscribe","topic":"a","ack":0}"#.to_owned(),
+            r#"ack is "0"; it must be true or false"#.to_owned(),
+        ),
+        (
+            r##"{"type":"subscribe","topic":"#","from":{"positions":[]}}"##.to_owned(),
+            "from.positions is not {topic: position}: invalid type: sequence, expected an object \
+             of positions by topic at line 1 column 0"
+                .to_owned(),
+        ),
+        (
+            concat!(
+                r#"{"type":"subscribe","topic":"a/+","from":{"positions":"#,
+                r#"{"b/c":{"epoch":"0000000000000007","seq":4}}}}"#
+            )
+            .to_owned(),
+            "from.positions names b/c, which is not in a/+".to_owned(),
+        ),
+        (
+            r#"{"type":"get","key":"a","limit":0}"#.to_owned(),
+            "limit is 0; allowed is 1 to 1000".to_owned(),
+        ),
+        (
+            r#"{"type":"publish","topic":null,"data":1}"#.to_owned(),
+            r#"topic is "null"; it must be a string"#.to_owned(),
+        ),
+    ] {
+        assert_eq!(refusal(&text).message, message, "{text}");
+    }
+}
