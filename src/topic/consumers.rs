@@ -336,6 +336,7 @@ mod tests {
     fn the_store_is_told_each_change_once_and_again_if_it_did_not_arrive() {
         let mut consumers = Consumers::default();
         let claim = consumers.claim(&name("a"), (1, 0), (3, 9), 10);
+        assert!(consumers.is_dirty(), "one is new");
         let told = consumers.take_changes(7);
         assert_eq!(told.len(), 1);
         assert!(!consumers.is_dirty());
@@ -407,6 +408,7 @@ mod tests {
             consumers.restore(name(text), ConsumerState { seq: 4, deliveries: 0, used_ms: 7 });
         }
         assert_eq!(consumers.expire(7), 2);
+        assert!(consumers.is_dirty(), "some were removed");
         assert!(consumers.claim(&name("a"), (1, 0), (6, 9), 10).is_new);
         let told = consumers.take_changes(1);
         let told = told.iter().map(|change| (change.name.as_str(), change.state.is_some()));

@@ -139,6 +139,8 @@ mod tests {
         assert_eq!((dedupe.len(), dedupe.is_empty(), dedupe.bytes()), (2, false, 164));
         dedupe.expire(at(149));
         assert_eq!(dedupe.len(), 2);
+        dedupe.forget_oldest();
+        assert_eq!((dedupe.len(), dedupe.bytes()), (1, 83));
         dedupe.expire(at(150));
         assert!(dedupe.is_empty(), "one was remembered before the other");
         for (key, seq) in [("a", 1), ("b", 2), ("c", 3)] {

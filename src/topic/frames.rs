@@ -301,6 +301,7 @@ mod tests {
                 model.pop_front();
                 frames.pop();
             }
+            assert_eq!((frames.len(), frames.is_empty()), (model.len(), model.is_empty()));
             if step % 100 == 0 {
                 frames.check();
                 let from = usize::try_from(random::below(model.len() as u64 + 1)).unwrap();
@@ -400,6 +401,17 @@ mod tests {
                 frames.check();
             }
         }
+    }
+
+    #[test]
+    fn a_segment_is_filled_to_its_last_byte() {
+        let mut frames = Frames::default();
+        // One of its own, and four of 256 bytes in the least that a further one has.
+        (0..5).for_each(|time| push(&mut frames, time, 252));
+        assert_eq!(frames.segments.len(), 2);
+        push(&mut frames, 5, 0);
+        assert_eq!(frames.segments.len(), 3);
+        assert_eq!((frames.time_ms(5), frames.time_ms(6)), (Some(5), None));
     }
 
     #[test]

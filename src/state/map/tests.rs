@@ -159,7 +159,7 @@ fn compare(map: &Map, model: &Model) {
         let found = map.get(text).map(|entry| (entry.value().unwrap().to_owned(), entry.version));
         assert_eq!(found.as_ref(), model.seen.get(text), "{text}");
     }
-    assert_eq!(map.len(), model.latest.len());
+    assert_eq!((map.len(), map.is_empty()), (model.latest.len(), model.latest.is_empty()));
     let all: Vec<u64> = list(map, "#").iter().map(|(_, entry)| entry.version).collect();
     let expected: Vec<u64> = model.seen.values().map(|(_, version)| *version).collect();
     assert_eq!(all, expected);
@@ -372,4 +372,154 @@ fn a_look_with_many_filters_passes_fewer_keys_and_ends_with_all() {
         let found = frame::payloads(&out).count();
         assert_eq!(found, count.min(1_000));
     }
+}
+
+#[test]
+fn bytes_are_counted_and_bounded_to_the_last_one() {
+    let key = key("abc");
+    let change =
+        Change { key: &key, value: Some("\"123456\""), if_version: None, ttl_ms: None, user: None };
+    // What is expected of a value is its own size and what a key costs.
+    let expected = 8 + ENTRY_BYTES;
+    for (bytes_max, value_bytes_max, is_taken) in [
+        (expected, 8, Ok(1)),
+        (expected - 1, 8, Err(ChangeError::Bytes { bytes: expected, max: expected - 1 })),
+        (expected, 7, Err(ChangeError::TooLarge { bytes: 8, max: 7 })),
+    ] {
+        let mut map = Map::new(Limits { bytes_max, value_bytes_max, ..limits() }, false);
+        let taken = map.apply(&change, Now::default());
+        assert_eq!(taken.map(|applied| applied.version), is_taken);
+        let frame = map.get("abc").map_or(0, |entry| entry.frame().len() as u64 + 3 + ENTRY_BYTES);
+        assert_eq!(map.bytes(), frame);
+    }
+    // What is replaced makes room.
+    let mut map = Map::new(limits(), false);
+    let first = map.apply(&change, Now::default()).unwrap().bytes;
+    let bytes_max = map.bytes() - first + 50 + ENTRY_BYTES;
+    map.apply_limits(Limits { bytes_max, value_bytes_max: 500, ..limits() });
+    let grow = |size: usize| format!("\"{}\"", "x".repeat(size - 2));
+    let larger = grow(usize::try_from(first).unwrap() + 1);
+    let refused = map.apply(&Change { value: Some(&larger), ..change }, Now::default());
+    assert!(matches!(refused, Err(ChangeError::Bytes { .. })), "{refused:?}");
+    let as_large = grow(usize::try_from(first).unwrap());
+    map.apply(&Change { value: Some(&as_large), ..change }, Now::default()).unwrap();
+    let before = map.apply(&change, Now::default()).unwrap().bytes;
+    let fitting = grow(usize::try_from(before).unwrap() + 1);
+    let bytes_max = map.bytes() + 1 + ENTRY_BYTES;
+    map.apply_limits(Limits { bytes_max, value_bytes_max: 500, ..limits() });
+    map.apply(&Change { value: Some(&fitting), ..change }, Now::default()).unwrap();
+}
+
+#[test]
+fn a_copy_has_as_many_messages_as_fit_behind_what_is_there() {
+    let mut map = Map::new(limits(), false);
+    for name in ["a", "b", "d"] {
+        set(&mut map, name, "1");
+    }
+    let one = map.get("a").unwrap().frame().len();
+    let filters = [Filter::parse("#").unwrap()];
+    let wanted = Wanted { filters: &filters, after: 0, upto: u64::MAX, is_snapshot: false };
+    for (bytes_max, count) in [(0, 1), (2 * one - 1, 1), (2 * one, 2), (3 * one, 3)] {
+        let mut out = vec![0; 7];
+        assert_eq!(map.copy(&wanted, bytes_max, &mut out), Copied::UpTo(count as u64));
+        assert_eq!(out.len(), 7 + count * one);
+    }
+}
+
+#[test]
+fn what_has_changed_is_listed_a_look_at_a_time() {
+    let limits = Limits { keys_max: 2_000, bytes_max: 1 << 30, ..limits() };
+    let mut map = Map::new(limits, false);
+    assert_eq!(map.changed(0), (vec![], 0));
+    (0..1_030).for_each(|number| _ = set(&mut map, &number.to_string(), "1"));
+    let (first, upto) = map.changed(0);
+    assert_eq!((first.len(), upto, first[0].as_str()), (1_024, 1_024, "0"));
+    let (rest, upto) = map.changed(upto);
+    assert_eq!((rest.len(), upto, rest[0].as_str()), (6, 1_030, "1024"));
+    assert_eq!(map.changed(1_030), (vec![], 1_030));
+    assert_eq!(map.changed(2_000), (vec![], 2_000));
+}
+
+#[test]
+fn a_list_begins_after_a_key_and_stops_after_a_look() {
+    let limits = Limits { keys_max: 2_000, bytes_max: 1 << 30, ..limits() };
+    let mut map = Map::new(limits, false);
+    (0..1_030).for_each(|number| _ = set(&mut map, &format!("k/{number:04}"), "1"));
+    set(&mut map, "b", "1");
+    set(&mut map, "z", "1");
+    let filter = |text| Filter::parse(text).unwrap();
+    let found = |text, after| map.list(&filter(text), after, usize::MAX).values.len();
+    assert_eq!(["a", "y", "z"].map(|after| found("z", Some(after))), [1, 1, 0]);
+    assert_eq!((found("z", None), found("y", None)), (1, 0));
+    assert_eq!(
+        ["a", "k/1028", "k/1029", "l"].map(|after| found("k/+", Some(after))),
+        [1_024, 1, 0, 0]
+    );
+    let page = map.list(&filter("k/+"), None, usize::MAX);
+    assert_eq!(page.more.unwrap().as_str(), "k/1023");
+    // Nobody is looked for in vain for long.
+    let page = map.list(&filter("#"), Some("k/1000"), 1);
+    assert_eq!((page.values.len(), page.more.unwrap().as_str()), (1, "k/1001"));
+}
+
+#[test]
+fn what_is_to_be_stored_is_measured_with_what_is_to_be_forgotten() {
+    let mut map = Map::new(limits(), true);
+    assert!(map.pending().is_empty() && !map.has_pending());
+    set(&mut map, "a", "1");
+    assert!(map.has_pending());
+    let taken = map.pending();
+    let bytes = taken.entries[0].1.frame().len() as u64;
+    assert_eq!((taken.is_empty(), taken.size()), (false, (1, bytes)));
+    map.stored(&taken);
+    map.apply_limits(Limits { tombstones_max: 0, ..limits() });
+    let key = key("a");
+    let gone = Change { key: &key, value: None, if_version: None, ttl_ms: None, user: None };
+    map.apply(&gone, Now::default()).unwrap();
+    let taken = map.pending();
+    map.stored(&taken);
+    assert!(map.has_pending());
+    let taken = map.pending();
+    assert_eq!((taken.is_empty(), taken.size(), &taken.forgotten[..]), (false, (0, 0), &[key][..]));
+}
+
+#[test]
+fn what_is_restored_is_what_is_newer_and_every_deletion_that_matters() {
+    let mut map = Map::new(limits(), true);
+    let entry = |name, version, value| {
+        let key = key(name);
+        let entry = Entry::new((version, Now::default()), &key, value, None, None);
+        (key, entry)
+    };
+    let had = vec![entry("gone", 3, None), entry("a", 2, Some("2")), entry("late", 7, None)];
+    map.restore(had, 5, 9);
+    map.check();
+    assert_eq!((map.version(), map.horizon(), map.tombstones(), map.len()), (9, 5, 1, 1));
+    assert!(map.entry("gone").is_none() && map.entry("late").unwrap().is_deleted());
+    assert_eq!(map.pending().forgotten, [key("gone")]);
+    map.restore(vec![entry("a", 1, Some("1"))], 0, 0);
+    assert_eq!(map.get("a").unwrap().value(), Some("2"));
+}
+
+#[test]
+fn a_deletion_that_is_stored_once_more_is_still_one_though_the_key_comes_back() {
+    let mut map = Map::new(limits(), true);
+    set(&mut map, "a", "1");
+    let key = key("a");
+    let gone = Change { key: &key, value: None, if_version: None, ttl_ms: None, user: None };
+    map.apply(&gone, Now::default()).unwrap();
+    let taken = map.pending();
+    map.stored(&taken);
+    map.store_anew();
+    let all = map.pending();
+    assert!(all.is_whole && map.has_pending());
+    set(&mut map, "a", "2");
+    map.stored(&all);
+    map.check();
+    assert!(map.entry("a").unwrap().is_deleted());
+    let taken = map.pending();
+    assert!(!taken.is_whole);
+    map.stored(&taken);
+    assert!(!map.has_pending());
+    assert_eq!(map.get("a").unwrap().value(), Some("2"));
 }

@@ -151,7 +151,7 @@ fn what_has_expired_goes_a_few_at_a_time() {
 fn bounds_apply_from_when_they_are_set_but_to_what_the_relay_says() {
     let space = durable();
     set(&space, "a", "1");
-    space.apply_limits(Limits { keys_max: 1, ..limits() });
+    space.apply_limits(Limits { keys_max: 1, bytes_max: 1, ..limits() });
     let key = key("b");
     let change = change(&key, Some("\"longer than nine\""));
     let error = space.change(&change, NOW, None).unwrap_err();
