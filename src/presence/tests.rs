@@ -138,6 +138,8 @@ fn a_user_is_there_once_with_the_number_of_its_connections() {
     assert!(world.state.is_empty() && world.presence.is_empty());
     let is_of = |event: &&Event| matches!(event, Event::Online { .. } | Event::Offline { .. });
     assert_eq!(world.events.iter().filter(is_of).count(), 2);
+    let count = |wanted: &Event| world.events.iter().filter(|event| *event == wanted).count();
+    assert_eq!((count(&Event::Joined), count(&Event::Left)), (3, 3));
 }
 
 #[test]
@@ -173,6 +175,8 @@ fn the_newest_info_of_who_is_there_counts() {
     assert_eq!(info(&world), "phone");
     world.join(1, "room", "ada", Some(r#""sofa""#));
     assert_eq!(info(&world), "sofa");
+    let joined = world.events.iter().filter(|event| **event == Event::Joined);
+    assert_eq!(joined.count(), 2, "who says something else has not joined once more");
     assert!(world.shown("room", "ada").unwrap().contains(r#""connections":2"#));
     world.leave(1, "room");
     assert_eq!(info(&world), "phone");

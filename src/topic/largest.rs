@@ -66,6 +66,7 @@ mod tests {
         assert_eq!(take(), Some(Top { index: 0, size: 5, second: 4 }));
         assert_eq!(take(), Some(Top { index: 3, size: 4, second: 0 }));
         assert_eq!(take(), None);
+        assert_eq!(Largest::new([3].into_iter()).take(|_| 0), None, "it has nothing left");
     }
 
     #[test]

@@ -79,7 +79,10 @@ fn a_request_that_is_done_is_answered_under_its_id() {
         ),
         (
             said(|out| published(out, 5, &receipt)),
-            r#"{"type":"published","id":5,"seq":8,"epoch":"000000000000000a","durability":"written"}"#,
+            concat!(
+                r#"{"type":"published","id":5,"seq":8,"epoch":"000000000000000a","#,
+                r#""durability":"written"}"#
+            ),
         ),
         (
             said(|out| published(out, 5, &again)),
