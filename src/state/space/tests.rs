@@ -115,18 +115,18 @@ fn what_the_store_has_is_taken_in_and_what_waited_is_given_up() {
     let space = durable();
     set(&space, "a", "1");
     let had = space.take();
-    _ = space.not_stored(Some(had.clone()));
+    drop(space.not_stored(Some(had.clone())));
     set(&space, "b", "2");
     assert_eq!(space.restore(had.entries, 0, 5).size.0, 1);
     assert_eq!(values(&space, "#"), ["a=1"]);
     assert_eq!(set(&space, "b", "2").0.version, 6);
 
-    _ = space.not_stored(None);
+    drop(space.not_stored(None));
     assert!(!space.has_pending());
     space.store_anew();
     let all = space.take();
     assert!(all.is_whole && all.entries.len() == 1 && space.has_pending());
-    _ = space.stored(&all);
+    drop(space.stored(&all));
     assert!(!space.has_pending());
 }
 

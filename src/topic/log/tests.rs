@@ -146,6 +146,9 @@ fn the_newest_event_stays_even_if_it_is_beyond_the_bound() {
     assert_eq!((gone.bytes, log.len(), log.first()), (1, 1, 2));
     assert_eq!(log.shrink(0, 10).memory, 1, "except to make room for other logs");
     assert_eq!((log.first(), log.tail()), (3, 2));
+    let mut none = self::log(policy(0));
+    (1..=2).for_each(|time| _ = append(&mut none, "0", time));
+    assert_eq!((none.first(), none.len()), (2, 1));
 }
 
 #[test]

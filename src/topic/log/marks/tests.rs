@@ -299,3 +299,13 @@ fn a_log_in_memory_has_nothing_to_store_and_nothing_to_take_back() {
     assert_eq!((log.tail(), log.len()), (1, 1));
     assert!(!log.is_on_disk(1) && !log.begins_on_disk(0));
 }
+
+#[test]
+fn what_is_taken_at_once_ends_with_the_run_that_fills_it() {
+    let mut log = empty(policy(u64::MAX)).durable();
+    let first = append(&mut log, 40_000, None, 1).bytes;
+    append(&mut log, 40_000, None, 2);
+    for (bytes_max, runs) in [(0, 1), (first, 1), (first + 1, 2)] {
+        assert_eq!(log.pending(1, 0, bytes_max).runs.len(), runs, "{bytes_max}");
+    }
+}
