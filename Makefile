@@ -11,9 +11,12 @@ STATIC := target/$(TARGET)/release/landline
 
 .PHONY: check format lint test models models-long loom tsan mutants soak netns js browser packages docs
 .PHONY: conformance interop python-packages
-.PHONY: fuzz fuzz-long fuzz-build bench-once bench peers counts static clean
+.PHONY: fuzz fuzz-long fuzz-build bench-once bench peers counts counts-build static static-default static-small clean
 
-check: format lint test models conformance interop js browser docs bench-once counts fuzz static
+# What is built for speed or for coverage is built side by side, before it is measured.
+check: format lint test models conformance interop js browser docs bench-once
+	$(MAKE) -j2 -O static fuzz-build counts-build
+	$(MAKE) counts fuzz
 
 format: need-rust
 	$(CARGO) fmt --check
@@ -137,10 +140,17 @@ peers: need-rust need-peers
 counts: need-rust need-valgrind
 	CARGO="$(CARGO)" tests/counts.sh
 
+counts-build: need-rust
+	$(CARGO) bench --locked --bench counts --no-run
+
 # The fully static binary, checked to be one, to be small, and to resolve and bind a host name.
-static: need-rust
+static: static-default static-small
+
+static-default: need-rust
 	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release --locked --target $(TARGET)
 	tests/static.sh $(STATIC) 6300000
+
+static-small: need-rust
 	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --profile small --locked --target $(TARGET) \
 		--no-default-features --target-dir target/small
 	tests/static.sh target/small/$(TARGET)/small/landline 4000000

@@ -8,8 +8,11 @@ use std::{
 
 /// Targets that have no row in the table of `docs/testing.md`: parts of others, and what tests
 /// nothing.
-const PARTS: [&str; 10] = [
+const PARTS: [&str; 13] = [
     "want-faults",
+    "counts-build",
+    "static-default",
+    "static-small",
     "format",
     "lint",
     "test",
