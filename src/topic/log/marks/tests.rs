@@ -280,6 +280,10 @@ fn a_store_that_was_opened_anew_is_gone_on_with() {
     let mut cut = log(0, 4, 4, 3);
     assert_eq!((cut.kept, cut.reconcile(&stored_topic(1, 1))), (4, (5, 1)));
     assert_eq!(cut.stored(), 3);
+    // It has what was seen: memory keeps its copies.
+    let mut same = log(u64::MAX, 4, 4, 2);
+    assert_eq!(same.reconcile(&stored_topic(1, 4)), (5, 4));
+    assert_eq!((same.kept, same.len(), same.stored(), same.tail()), (1, 4, 4, 4));
     // It has more: those turned out to be there.
     let mut ahead = log(u64::MAX, 5, 3, 3);
     ahead.roll_back();
