@@ -74,6 +74,10 @@ package_part() {
       sed -i 's/0\.\.3_000/0..200/' "$dir/state/src/state/map/tests.rs"
       ;;
     presence) sed -i 's/0\.\.4_000/0..200/' "$dir/presence/src/presence/tests.rs" ;;
+    topic)
+      sed -i 's/0\.\.200 /0..15 /' "$dir/topic/src/topic/log/tests.rs"
+      sed -i 's/for _ in 0\.\.100 /for _ in 0..12 /' "$dir/topic/src/topic/log/marks/tests.rs"
+      ;;
   esac
 }
 

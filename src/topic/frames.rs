@@ -34,7 +34,7 @@ const SLOTS_KEPT: usize = 64;
 pub struct Frames {
     slots: VecDeque<Slot>,
     segments: VecDeque<Vec<u8>>,
-    /// Number of the first segment; slots count from the beginning of time.
+    /// Number of the first segment; slots count from when the queue was last empty.
     segment_first: u32,
     bytes: u64,
 }
@@ -94,12 +94,11 @@ impl Frames {
     /// Removes the oldest frame and returns its length.
     pub fn pop(&mut self) -> Option<u64> {
         let len = self.range(0)?.len() as u64;
-        let gone = self.slots.pop_front()?;
+        self.slots.pop_front()?;
         self.bytes -= len;
         let Some(&oldest) = self.slots.front() else {
             // A quiet topic keeps nothing that a burst once filled.
-            let segment_first = gone.segment.wrapping_add(1);
-            *self = Self { segment_first, ..Self::default() };
+            *self = Self::default();
             return Some(len);
         };
         // No segment wastes more than its size; a larger log looks only when one is gone.
@@ -112,9 +111,7 @@ impl Frames {
     /// Removes the newest frames until `len` are left.
     pub fn truncate(&mut self, len: usize) {
         let Some(last) = len.checked_sub(1) else {
-            let segment_first = self.segment_first;
-            let count = u32::try_from(self.segments.len()).expect("a log has far fewer segments");
-            *self = Self { segment_first: segment_first.wrapping_add(count), ..Self::default() };
+            *self = Self::default();
             return;
         };
         if self.slots.len() <= len {
@@ -374,6 +371,27 @@ mod tests {
             assert!(held(&frames) <= 8_000, "{} bytes for one event", held(&frames));
         }
         frames.check();
+    }
+
+    #[test]
+    fn waste_is_given_back_when_it_is_worth_a_copy() {
+        for (large, left) in [(4 * 1024 + 12, 4 * 1024 + 12), (4 * 1024 + 13, 12)] {
+            // The second segment is as large as the first, and has frames of 12 bytes.
+            let mut popped = Frames::default();
+            push(&mut popped, 0, large - 4);
+            push(&mut popped, 1, 10);
+            popped.pop();
+            assert_eq!(popped.segments[0].capacity(), left);
+
+            let mut truncated = Frames::default();
+            push(&mut truncated, 0, large - 4);
+            (1..3).for_each(|time| push(&mut truncated, time, 10));
+            truncated.pop();
+            assert_eq!(truncated.segments[0].capacity(), large);
+            truncated.truncate(1);
+            assert_eq!(truncated.segments[0].capacity(), left);
+            truncated.check();
+        }
     }
 
     #[test]
