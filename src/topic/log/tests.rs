@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::base::random;
+use crate::{base::random, topic::dedupe::KEYS_MAX};
 
 const EPOCH: Epoch = Epoch::from_number(7);
 
@@ -189,6 +189,17 @@ fn a_key_inside_its_window_gets_the_first_events_sequence() {
     assert_eq!((again.seq, again.duplicate, log.tail()), (1, true, 1));
     let later = log.append(&keyed("3"), 5, at(1_100)).0;
     assert_eq!((later.seq, later.duplicate), (2, false));
+}
+
+#[test]
+fn a_key_that_had_to_go_for_another_is_counted() {
+    let mut log = log(policy(9));
+    for seq in 0..KEYS_MAX as u64 {
+        log.dedupe.remember(&format!("key {seq}"), seq, 0);
+    }
+    let draft = Draft { user: None, name: None, data: "1", key: Some("k") };
+    let (_, gone) = log.append(&draft, 10, at(0));
+    assert_eq!(gone, Evictions { keys: 1, ..Evictions::default() });
 }
 
 #[test]
