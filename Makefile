@@ -9,7 +9,7 @@ PACKAGES := ws@8.23.0 playwright-core@1.65.1 axe-core@4.14.1
 PYTHON_PACKAGES := kosoku==0.1.0 websockets==17.4 websocket-client==1.9.2
 STATIC := target/$(TARGET)/release/landline
 
-.PHONY: check format lint test models models-long loom tsan mutants soak netns js browser packages docs
+.PHONY: check format lint test models models-long loom tsan mutants coverage soak netns js browser packages docs
 .PHONY: conformance interop python-packages
 .PHONY: fuzz fuzz-long fuzz-build bench-once bench peers counts counts-build static static-default static-small clean
 
@@ -54,6 +54,10 @@ tsan: need-rust
 # them. Not part of `check`.
 mutants: need-rust
 	CARGO="$(CARGO)" tests/mutants.sh $(MUTANTS)
+
+# Which lines the unit tests run. Not part of `check`.
+coverage: need-rust need-python
+	CARGO="$(CARGO)" tests/coverage.sh
 
 # Clients of all kinds, faults and restarts, for an hour; SOAK_SECONDS, SOAK_CONNECTIONS, SOAK_LIFE and SOAK_SEED change
 # that. Not part of `check`.
