@@ -251,7 +251,9 @@ fn memory_is_given_back_when_nearly_everybody_is_gone_and_not_before() {
     assert_eq!(world.presence.len(), 900);
     (0..10).for_each(|connection| world.end(connection, 1));
     world.pass(1);
-    assert_eq!((world.presence.len(), rooms(&world).0), (890, full.0));
+    // A removal may take a place with it until the map is rebuilt: where, the hashes decide.
+    assert_eq!(world.presence.len(), 890);
+    assert!(full.0 - 10 <= rooms(&world).0);
     (10..900).for_each(|connection| world.end(connection, 1));
     let done = world.presence.expire(world.now_ms + 1, usize::MAX);
     assert_eq!(done.writes.len(), 890);
