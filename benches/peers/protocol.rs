@@ -119,7 +119,10 @@ impl Protocol {
                 (length.checked_sub(PAYLOAD_BYTES)?, length)
             }
             Protocol::Nats => {
-                let line = memchr::memchr(b'\n', bytes)? + 1;
+                // Now and then it asks whether somebody is there, and waits minutes for an answer.
+                let ping = b"PING\r\n";
+                let start = if bytes.starts_with(ping) { ping.len() } else { 0 };
+                let line = start + memchr::memchr(b'\n', &bytes[start..])? + 1;
                 (line, line + PAYLOAD_BYTES + 2)
             }
             Protocol::Mqtt => {
