@@ -50,6 +50,9 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), Failure> {
                 HistoryLoss::Truncated { from, to } => {
                     format!("{topic}: events {from} to {to} are not stored any more")
                 }
+                HistoryLoss::Damaged { from, to } => {
+                    format!("{topic}: events {from} to {to} are damaged on the relay's disk")
+                }
                 HistoryLoss::Reset(reason) => format!(
                     "{topic}: the log is a new one ({}); this is all that it has",
                     reason.as_str()

@@ -172,7 +172,7 @@ pub struct History {
     pub tail: u64,
     /// The events, oldest first.
     pub events: Vec<Event>,
-    /// Of a request after a position: what of it is not stored any more.
+    /// What of it cannot be had any more: of a request after a position, or damaged.
     pub loss: Option<HistoryLoss>,
 }
 
@@ -181,6 +181,8 @@ pub struct History {
 pub enum HistoryLoss {
     /// Events `from..=to` are not stored any more.
     Truncated { from: u64, to: u64 },
+    /// Of events `from..=to` some are damaged on the relay's disk; none can be had.
+    Damaged { from: u64, to: u64 },
     /// The position belongs to another log; the answer starts at the oldest event of this one.
     Reset(ResetReason),
 }

@@ -104,8 +104,10 @@ pub(super) fn history(message: &Incoming<'_>) -> Answer<History> {
 }
 
 fn loss(recovery: &RecoveryFields<'_>) -> Option<HistoryLoss> {
+    let is_damaged = recovery.reason.as_ref().is_some_and(|reason| reason.as_str() == "damaged");
     match (recovery.mode.as_str(), recovery.missing) {
         ("complete", _) => None,
+        ("partial", Some((from, to))) if is_damaged => Some(HistoryLoss::Damaged { from, to }),
         ("partial", Some((from, to))) => Some(HistoryLoss::Truncated { from, to }),
         _ => Some(HistoryLoss::Reset(ResetReason::parse(recovery.reason.as_ref()))),
     }

@@ -14,6 +14,7 @@ mod connection;
 mod deadlines;
 mod echo;
 mod happening;
+mod history;
 mod keeper;
 mod line;
 mod lists;

@@ -3,24 +3,18 @@
 use std::sync::Arc;
 
 use crate::{
-    base::{
-        limits::{HISTORY_BYTES_MAX, TURN_BYTES},
-        sync::atomic::Ordering,
-    },
+    base::sync::atomic::Ordering,
     metrics::labels::Recovered,
     name::Name,
     server::{
         happening::RelayEvent,
-        pager::Sheet,
         relay::Shared,
         writer::{By, Command, Follow},
     },
-    topic::{Asked, Copied, Draft, Follower, Log, Publication, RegistryError, Start, Topic},
+    topic::{Asked, Draft, Follower, Publication, RegistryError, Start, Topic},
     wire::{
         codes::Code,
-        frame,
         position::{From, Mode},
-        reply::HistoryHead,
         request::Refusal,
     },
 };
@@ -156,7 +150,16 @@ impl Shared {
         Ok(start)
     }
 
-    fn locate(&self, topic: &Arc<Topic>, from: &From) -> Result<Start, Refusal> {
+    /// Where `from` is in `topic`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Shared::start`].
+    ///
+    /// # Blocking
+    ///
+    /// As [`Shared::start`].
+    pub(crate) fn locate(&self, topic: &Arc<Topic>, from: &From) -> Result<Start, Refusal> {
         if let From::Since(time_ms) = from
             && topic.look(|log| log.begins_on_disk(*time_ms))
         {
@@ -179,95 +182,6 @@ impl Shared {
             };
             self.metrics.recoveries.add(mode, 1);
         }
-    }
-
-    /// Events of `topic`, joined by commas, and what stands beside them.
-    ///
-    /// # Errors
-    ///
-    /// There is no such topic.
-    pub(crate) fn history(
-        &self,
-        topic: &str,
-        from: Option<&From>,
-        limit: u64,
-    ) -> Result<(HistoryHead, Vec<u8>), Refusal> {
-        let Some(topic) = self.registry.find(topic) else {
-            let message = format!("there is no topic {topic}");
-            return Err(Refusal { field: Some("topic"), ..Refusal::new(Code::NotFound, message) });
-        };
-        let newest = From::Last(limit);
-        let start = self.locate(&topic, from.unwrap_or(&newest))?;
-        let mut events = Events::default();
-        let mut cursor = start.seq;
-        let upto = cursor.saturating_add(limit);
-        let (head, more) = topic.look(|log| {
-            let more = events.copy(log, &mut cursor, upto);
-            let recovery = start.recovery;
-            let (epoch, first, tail) = (log.epoch(), log.first(), log.tail());
-            (HistoryHead { epoch, first, tail, recovery }, more)
-        });
-        let mut more = more;
-        // What is on disk comes page by page; the head says what there was at the beginning.
-        let upto = upto.min(head.tail);
-        while more && cursor < upto && !events.is_full() {
-            match self.pager.read(&topic, cursor, upto)? {
-                Sheet::Events { upto, frames } => {
-                    cursor = upto;
-                    events.add(&frames);
-                }
-                Sheet::Gone { first, .. } => cursor = first - 1,
-                Sheet::AskTheLog => more = topic.look(|log| events.copy(log, &mut cursor, upto)),
-            }
-        }
-        Ok((head, events.joined))
-    }
-}
-
-/// Event objects, joined by commas, up to a bound; the first is always whole.
-#[derive(Default)]
-struct Events {
-    joined: Vec<u8>,
-    is_full: bool,
-}
-
-impl Events {
-    /// Takes what `log` has in memory after `cursor` up to `upto`. Returns whether there may be
-    /// more on disk.
-    fn copy(&mut self, log: &Log, cursor: &mut u64, upto: u64) -> bool {
-        loop {
-            let mut frames = Vec::new();
-            match log.copy_after(*cursor, upto, TURN_BYTES, &mut frames) {
-                Copied::UpTo(at) if at == *cursor => return false,
-                Copied::UpTo(at) => {
-                    self.add(&frames);
-                    *cursor = at;
-                    if self.is_full {
-                        return false;
-                    }
-                }
-                Copied::Stored => return true,
-                Copied::Lost { first, .. } => *cursor = first - 1,
-            }
-        }
-    }
-
-    fn add(&mut self, frames: &[u8]) {
-        for event in frame::payloads(frames) {
-            let room = self.joined.len() + event.len() <= HISTORY_BYTES_MAX;
-            self.is_full |= !room && !self.joined.is_empty();
-            if self.is_full {
-                return;
-            }
-            if !self.joined.is_empty() {
-                self.joined.push(b',');
-            }
-            self.joined.extend_from_slice(event);
-        }
-    }
-
-    fn is_full(&self) -> bool {
-        self.is_full
     }
 }
 

@@ -110,6 +110,8 @@ pub enum Reason {
     Truncated,
     EpochChanged,
     Ahead,
+    /// Of a history alone: what is on disk is not what was written.
+    Damaged,
 }
 
 impl Recovery {
@@ -134,6 +136,7 @@ impl Reason {
             Reason::Truncated => "truncated",
             Reason::EpochChanged => "epoch_changed",
             Reason::Ahead => "ahead",
+            Reason::Damaged => "damaged",
         }
     }
 }

@@ -94,8 +94,38 @@ fn read(seed: u64, disk: &SimDisk, position: &serde_json::Value) -> Met {
         }
     }
     drop(peer);
+    if met != Met::PutAside {
+        page(seed, &mut relay.peer(), position);
+    }
     write(seed, relay, disk);
     met
+}
+
+/// Reads the same in answers that name what they do not have.
+#[track_caller]
+fn page(seed: u64, peer: &mut Peer, position: &serde_json::Value) {
+    let mut at = 0;
+    while at < EVENTS {
+        let from = json!({"epoch": position["epoch"], "seq": at});
+        let page = peer.request(
+            json!({"type": "history", "topic": "always/a", "from": from, "limit": EVENTS / 6}),
+        );
+        if page["type"] == "error" {
+            assert_eq!(page["code"], "unavailable", "seed {seed}: {page}");
+            return;
+        }
+        let before = at;
+        if page["recovery"]["mode"] == "partial" {
+            assert_eq!(page["recovery"]["missing"][0], at + 1, "seed {seed}: {page}");
+            at = page["recovery"]["missing"][1].as_u64().unwrap();
+        }
+        for event in page["events"].as_array().unwrap() {
+            assert_eq!(seq(event), at + 1, "seed {seed}: {page}");
+            assert_eq!(event["data"], data(seq(event)), "seed {seed}: altered");
+            at = seq(event);
+        }
+        assert!(before < at, "seed {seed}: {page}");
+    }
 }
 
 /// Publishing works, if need be after another start, which puts aside what cannot be written.
