@@ -9,14 +9,35 @@ PACKAGES := ws@8.23.0 playwright-core@1.65.1 axe-core@4.14.1
 PYTHON_PACKAGES := kosoku==0.1.0 websockets==17.4 websocket-client==1.9.2
 STATIC := target/$(TARGET)/release/landline
 
-.PHONY: check format lint test models models-long loom tsan mutants coverage soak netns js browser packages docs
+.PHONY: check check-tests check-builds check-fuzz needs format lint test models models-long loom tsan mutants coverage soak netns js browser packages docs
 .PHONY: conformance interop python-packages
 .PHONY: fuzz fuzz-long fuzz-build bench-once bench peers counts counts-build static static-default static-small clean
 
-# What is built for speed is built side by side, before it is measured.
-check: format lint test models conformance interop js browser docs bench-once
-	$(MAKE) -j2 -O static counts-build
+# What waits goes beside what computes: the tests beside the builds for speed, the browser beside the fuzz targets. Those
+# run behind the others in the order of the processes, so that they delay nobody. Packages are installed before.
+check: needs format lint
+	$(MAKE) -j2 -O check-tests check-builds
+	$(MAKE) -j2 -O browser check-fuzz
 	$(MAKE) counts
+
+# One after the other: they share a directory.
+check-tests:
+	$(MAKE) test
+	$(MAKE) conformance
+	$(MAKE) interop
+	$(MAKE) js
+	$(MAKE) models
+	$(MAKE) docs
+	$(MAKE) bench-once
+
+check-builds:
+	nice -n 10 $(MAKE) fuzz-build
+	nice -n 10 $(MAKE) static
+	nice -n 10 $(MAKE) counts-build
+
+# From the corpora of the repository and one seed; `make fuzz` tries others.
+check-fuzz:
+	nice -n 10 $(MAKE) fuzz FUZZ_SEED=1
 
 format: need-rust
 	$(CARGO) fmt --check
@@ -26,8 +47,9 @@ lint: need-rust
 	$(CARGO) clippy --all-targets --locked -- -D warnings
 	$(CARGO) clippy --no-default-features --locked -- -D warnings
 
+# The tests wait more than they compute.
 test: need-rust want-faults
-	$(CARGO) test --locked
+	RUST_TEST_THREADS=$$((2 * $$(nproc))) $(CARGO) test --locked
 
 # What threads hand to one another, under schedules that a checker chooses; each known bug must be found. How many
 # schedules: so many times those that each model says.
@@ -167,6 +189,19 @@ clean:
 
 # Installs a Debian package, if that is up to us.
 apt = test "$$(id -u)" = 0 && apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(1)
+
+# All that `check` needs, one after the other: apt does not run twice at a time.
+needs:
+	$(MAKE) need-rust
+	$(MAKE) need-cxx
+	$(MAKE) need-node
+	$(MAKE) need-python
+	$(MAKE) need-curl
+	$(MAKE) need-chromium
+	$(MAKE) need-valgrind
+	$(MAKE) want-faults
+	$(MAKE) packages
+	$(MAKE) python-packages
 
 .PHONY: need-rust need-cxx need-node need-python need-curl need-chromium need-valgrind need-peers need-nft want-faults
 need-rust:
