@@ -103,11 +103,13 @@ conformance: need-rust python-packages
 	$(CARGO) build --locked
 	target/python/bin/python -B tests/interop/conformance.py
 
-# Clients that others wrote, against the relay.
+# Clients that others wrote, against the relay: once, or again and again for so many seconds.
+INTEROP_SECONDS ?= 0
 interop: need-rust need-curl packages python-packages
 	$(CARGO) build --locked
-	target/python/bin/python -B tests/interop/clients.py
-	node --test tests/interop/
+	@end=$$(($$(date +%s) + $(INTEROP_SECONDS))); while \
+		target/python/bin/python -B tests/interop/clients.py && node --test tests/interop/ || exit 1; \
+		[ "$$(date +%s)" -lt $$end ]; do :; done
 
 # The dashboard, and the client for browsers, in Chromium. Pictures of every section go to target/screenshots.
 browser: need-rust need-chromium packages
@@ -132,7 +134,7 @@ docs: need-rust
 # Each fuzz target for so many seconds, two at a time: `make fuzz FUZZ_SECONDS=600 FUZZ_TARGETS=relay`.
 # What is found lies in target/fuzz/found; what was learnt, from which the next run goes on, in target/fuzz/corpus.
 FUZZ_SECONDS ?= 60
-FUZZ_LONG_SECONDS ?= 3600
+FUZZ_LONG_SECONDS ?= 900
 # 0: another one each time.
 FUZZ_SEED ?= 0
 FUZZ_TARGETS ?= http_head request texts patterns store_records log_model state_model relay

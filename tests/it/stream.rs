@@ -11,7 +11,7 @@ use crate::support::{
     node::{Node, wait_for_metric},
     peer::{number, seq, seqs},
     stream::Stream,
-    wait::{LIMIT, wait_until},
+    wait::wait_until,
     witness::Witness,
 };
 
