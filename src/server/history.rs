@@ -104,7 +104,7 @@ impl Excerpt {
         let mut frames = Vec::new();
         let copied = log.copy_after(self.cursor, self.upto, TURN_BYTES, &mut frames);
         if let Copied::UpTo(at) = copied {
-            debug_assert!(self.cursor < at, "the log has events up to {}", self.upto);
+            assert!(self.cursor < at, "a log has all events up to its tail");
             self.add(at, &frames);
         }
         copied
