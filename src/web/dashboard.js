@@ -628,7 +628,7 @@ const tail = section('tail', {
   clear() {
     $('tail-events').replaceChildren()
     this.pending = []
-    this.skipped = this.lostGaps = 0
+    this.skipped = this.lostGaps = this.lostInGaps = 0
     this.all = { events: 0, skipped: 0, filtered: 0 }
     this.last = { at: performance.now(), events: 0, skipped: 0 }
     this.rates = [0, 0]
@@ -656,8 +656,11 @@ const tail = section('tail', {
     this.pending.push(entry)
     const isSeen = shown === this && !document.hidden && !this.isPaused
     if (this.pending.length > (isSeen ? TAIL_BURST : TAIL_HELD)) {
-      if (this.pending.shift().gap) this.lostGaps++
-      else this.skipped++
+      const { gap } = this.pending.shift()
+      if (gap) {
+        this.lostGaps++
+        this.lostInGaps += is(gap.from) ? gap.to - gap.from + 1 : 0
+      } else this.skipped++
     }
     repaint(this)
   },
@@ -688,13 +691,14 @@ const tail = section('tail', {
     const host = $('tail-events')
     const rows = this.pending.map(({ event, gap }) => (gap ? gapRow(gap) : eventRow(event)))
     if (this.skipped || this.lostGaps) {
-      const gaps = this.lostGaps ? ` and ${several(this.lostGaps, 'gap')}` : ''
+      const gaps = this.lostGaps
+        ? ` and ${several(this.lostGaps, 'gap')} of ${several(this.lostInGaps, 'event')}` : ''
       const text = `${several(this.skipped, 'event')}${gaps} skipped here: more than can be shown`
       rows.unshift(make('li', { className: 'note' }, text))
     }
     this.all.skipped += this.skipped
     this.pending = []
-    this.skipped = this.lostGaps = 0
+    this.skipped = this.lostGaps = this.lostInGaps = 0
     host.prepend(...rows.reverse())
     if (host.children.length <= TAIL_ROWS) return
     const old = new Range()
