@@ -3,6 +3,7 @@
 use super::kinds::Label;
 use crate::wire::{
     codes::{Code, GapReason},
+    position::Reason,
     stream::Dialect,
 };
 
@@ -176,6 +177,15 @@ impl Label for GapReason {
     }
 }
 
+impl Label for Reason {
+    const KEY: &'static str = "reason";
+    const VALUES: &'static [&'static str] = &["truncated", "epoch_changed", "ahead", "damaged"];
+
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
 impl Label for Code {
     const KEY: &'static str = "code";
     const VALUES: &'static [&'static str] = &[
@@ -209,6 +219,9 @@ mod tests {
         }
         for reason in GapReason::ALL {
             assert_eq!(GapReason::VALUES[reason.index()], reason.as_str());
+        }
+        for reason in [Reason::Truncated, Reason::EpochChanged, Reason::Ahead, Reason::Damaged] {
+            assert_eq!(Reason::VALUES[reason.index()], reason.as_str());
         }
     }
 }

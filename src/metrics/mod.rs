@@ -16,7 +16,10 @@ pub mod labels;
 use kinds::{Counter, CounterBy, Gauge, Sample, Total};
 use labels::{Channel, Closed, HttpOutcome, Refused, Transport};
 
-use crate::wire::codes::{Code, GapReason};
+use crate::wire::{
+    codes::{Code, GapReason},
+    position::Reason,
+};
 
 macro_rules! metrics {
     ($($field:ident: $type:ty = $name:literal, $help:literal;)*) => {
@@ -113,6 +116,8 @@ metrics! {
         "Events that gap notices announced as lost to a subscription.";
     recoveries: CounterBy<labels::Recovered> = "landline_topic_recoveries_total",
         "Positions resumed from, by how much was there.";
+    history_losses: CounterBy<Reason> = "landline_topic_history_losses_total",
+        "Answers to `history` that name something as missing.";
     acks: Counter = "landline_ack_received_total", "Acknowledgements received.";
     redelivered: Counter = "landline_ack_redelivered_events_total",
         "Events that were sent again because they were not acknowledged in time.";

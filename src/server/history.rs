@@ -41,7 +41,12 @@ impl Shared {
         };
         let newest = From::Last(limit);
         let start = self.locate(&topic, from.unwrap_or(&newest))?;
-        collect(&topic, start, limit, |after, upto| self.pager.read(&topic, after, upto))
+        let read = |after, upto| self.pager.read(&topic, after, upto);
+        let (head, events) = collect(&topic, start, limit, read)?;
+        if let Some(reason) = head.recovery.and_then(|recovery| recovery.reason) {
+            self.metrics.history_losses.add(reason, 1);
+        }
+        Ok((head, events))
     }
 }
 

@@ -234,6 +234,29 @@ fn a_recent_position_in_a_long_log_is_found_exactly() {
 }
 
 #[test]
+fn a_history_of_what_is_gone_names_it_and_is_counted() {
+    let (node, epoch) = lamp(10, 20);
+    let mut peer = node.peer();
+    let mut ask = |at| {
+        let from = position(&epoch, at);
+        peer.ask(json!({"type": "history", "topic": "lamp", "from": from}), "history")
+    };
+    let (gone, ahead) = (ask(5), ask(21));
+    let losses = |reason: &str| {
+        let label = format!("reason=\"{reason}\"");
+        node.metrics().sum(&["landline_topic_history_losses_total", &label])
+    };
+
+    let truncated = json!({"mode": "partial", "missing": [6, 10], "reason": "truncated"});
+    assert_eq!(gone["recovery"], truncated, "{gone}");
+    assert_eq!(ahead["recovery"]["reason"], "ahead", "{ahead}");
+    for history in [gone, ahead] {
+        assert_eq!(seqs(history["events"].as_array().unwrap()), counted(11, 20));
+    }
+    assert_eq!((losses("truncated"), losses("ahead"), losses("damaged")), (1.0, 1.0, 0.0));
+}
+
+#[test]
 fn three_reconnects_with_half_open_predecessors_lose_and_repeat_nothing() {
     let node = Node::start();
     let proxy = Proxy::start(node.addr());
