@@ -350,7 +350,7 @@ class Table {
     for (const { node } of before.values()) node.remove()
     if (rows.length) this.#empty.remove()
     else this.#body.append(this.#empty)
-    // A row that has moved has lost the focus.
+    // A row that moved has lost the focus.
     if (focused !== document.activeElement && focused.isConnected) focused.focus()
   }
 
@@ -628,7 +628,7 @@ const tail = section('tail', {
   clear() {
     $('tail-events').replaceChildren()
     this.pending = []
-    this.skipped = this.lostGaps = this.lostInGaps = 0
+    this.skipped = this.lost = 0
     this.all = { events: 0, skipped: 0, filtered: 0 }
     this.last = { at: performance.now(), events: 0, skipped: 0 }
     this.rates = [0, 0]
@@ -657,10 +657,8 @@ const tail = section('tail', {
     const isSeen = shown === this && !document.hidden && !this.isPaused
     if (this.pending.length > (isSeen ? TAIL_BURST : TAIL_HELD)) {
       const { gap } = this.pending.shift()
-      if (gap) {
-        this.lostGaps++
-        this.lostInGaps += is(gap.from) ? gap.to - gap.from + 1 : 0
-      } else this.skipped++
+      if (gap) this.lost += gap.to - gap.from + 1 || 1
+      else this.skipped++
     }
     repaint(this)
   },
@@ -690,15 +688,14 @@ const tail = section('tail', {
   flush() {
     const host = $('tail-events')
     const rows = this.pending.map(({ event, gap }) => (gap ? gapRow(gap) : eventRow(event)))
-    if (this.skipped || this.lostGaps) {
-      const gaps = this.lostGaps
-        ? ` and ${several(this.lostGaps, 'gap')} of ${several(this.lostInGaps, 'event')}` : ''
-      const text = `${several(this.skipped, 'event')}${gaps} skipped here: more than can be shown`
-      rows.unshift(make('li', { className: 'note' }, text))
+    if (this.skipped || this.lost) {
+      const gaps = this.lost ? ` and gaps of ${count(this.lost)}` : ''
+      rows.unshift(make('li', { className: 'note' },
+        `${several(this.skipped, 'event')}${gaps} skipped here: too many to show`))
     }
     this.all.skipped += this.skipped
     this.pending = []
-    this.skipped = this.lostGaps = this.lostInGaps = 0
+    this.skipped = this.lost = 0
     host.prepend(...rows.reverse())
     if (host.children.length <= TAIL_ROWS) return
     const old = new Range()
