@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use crate::{
     loss::wait_for_stall,
     support::{
-        http::{Body, Http},
-        node::{Node, wait_for_metric},
+        http::{Body, Http, request_text},
+        node::{Metrics, Node, wait_for_metric},
         peer::{Peer, number, seq, seqs, upgrade_request},
-        wait::{LIMIT, Watch, wait_until},
+        wait::{LIMIT, Watch, wait_for, wait_until},
         witness::Witness,
     },
 };
@@ -209,10 +209,14 @@ fn a_relay_that_runs_out_of_files_serves_who_is_there_and_recovers() {
         }
         witness.see(20);
         drop(sockets);
-        wait_until("a newcomer to be served", LIMIT, || {
+        // A newcomer is served as soon as one of them is gone; the next ones need all to be.
+        let mut newcomer = wait_for("a newcomer to be served", LIMIT, || {
             let mut http = node.http();
-            http.try_send(&request);
-            http.try_reply(Body::Absent).is_some_and(|reply| reply.status == 101)
+            http.try_send(&request_text(node.addr(), "GET", "/healthz", &[], ""));
+            http.try_reply(Body::Expected).is_some_and(|reply| reply.status == 200).then_some(http)
+        });
+        wait_until("nobody but it and the witness to be there", LIMIT, || {
+            Metrics::parse(&newcomer.get("/metrics").body).0["landline_server_connections"] == 3.0
         });
     }
 
