@@ -234,7 +234,7 @@ fn one_connection_too_many_is_told_to_come_back_and_can() {
     peers.pop();
     wait_until("a place to be free", LIMIT, || {
         let mut http = node.http();
-        http.send(&upgrade_request(node.addr(), ""));
+        http.try_send(&upgrade_request(node.addr(), ""));
         http.try_reply(Body::Absent).is_some_and(|reply| reply.status == 101)
     });
 }
