@@ -267,6 +267,7 @@ test('axe-core has nothing serious to say, in the light, in the dark and on a ph
       await go(made, section)
       const isListed = ['topics', 'connections', 'state', 'presence'].includes(section)
       if (isListed) await made.locator(`#s-${section} tbody th`).first().waitFor()
+      if (section === 'tail') await follows(made, '#')
       await anna.publish('home/lamp', { on: false })
       if (section === 'tail') await made.locator('#tail-events summary').first().waitFor()
       for (const line of await violations(made)) found.push(`${scheme} ${size.width} ${section}: ${line}`)
