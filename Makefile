@@ -9,7 +9,7 @@ PACKAGES := ws@8.23.0 playwright-core@1.65.1 axe-core@4.14.1
 PYTHON_PACKAGES := kosoku==0.1.0 websockets==17.4 websocket-client==1.9.2
 STATIC := target/$(TARGET)/release/landline
 
-.PHONY: check check-tests check-builds check-fuzz needs format lint test models models-long loom tsan mutants coverage soak netns js browser packages docs
+.PHONY: check check-tests check-builds check-fuzz needs format lint test pauses models models-long loom tsan mutants coverage soak netns js browser packages docs
 .PHONY: conformance interop python-packages
 .PHONY: fuzz fuzz-long fuzz-build bench-once bench peers counts counts-build static static-default static-small clean
 
@@ -50,6 +50,15 @@ lint: need-rust
 # The tests wait more than they compute.
 test: need-rust want-faults
 	RUST_TEST_THREADS=$$((2 * $$(nproc))) $(CARGO) test --locked
+
+# All tests with a relay whose threads pause at random, few for long and many for a moment: what fails depends on how fast
+# the relay is. Not part of `check`.
+PAUSES := 30:120 300:30
+pauses: need-rust need-chromium packages want-faults
+	set -e; for pauses in $(PAUSES); do export LANDLINE_PAUSES=$$pauses LANDLINE=target/pauses/debug/landline; \
+		RUSTFLAGS="--cfg landline_pauses" RUST_TEST_THREADS=$$((4 * $$(nproc))) \
+			$(CARGO) test --locked --lib --test it --test embedded --target-dir target/pauses; \
+		node --test tests/js/; node --test tests/browser/*.test.mjs; done
 
 # What threads hand to one another, under schedules that a checker chooses; each known bug must be found. How many
 # schedules: so many times those that each model says.

@@ -19,5 +19,6 @@ pub mod lock;
 mod models;
 #[cfg(all(test, loom))]
 mod orderings;
+pub mod pause;
 pub mod random;
 pub mod sync;

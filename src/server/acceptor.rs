@@ -20,7 +20,7 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::{
-    base::{backoff::Backoff, limits::READER_STACK_BYTES, sync::atomic::Ordering},
+    base::{backoff::Backoff, limits::READER_STACK_BYTES, pause, sync::atomic::Ordering},
     http::response::TOO_MANY_CONNECTIONS,
     metrics::labels::{Closed, Refused},
     server::{
@@ -72,6 +72,7 @@ pub(crate) fn run(shared: &Arc<Shared>, listener: &TcpListener) {
     while !shared.stop.is_raised() {
         match listener.accept() {
             Ok((socket, peer)) => {
+                pause::point();
                 backoff.reset();
                 admit(shared, socket, peer, &mut turned_away);
             }

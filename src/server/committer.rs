@@ -29,7 +29,7 @@ use crate::{
         fault::Fault,
         lane::{Inlet, Receiver, RecvTimeoutError},
         limits::{COMMIT_BYTES, WRITTEN_BYTES_MAX},
-        lock,
+        lock, pause,
     },
     config::SyncPolicy,
     server::{relay::Shared, vault::Job, writer::Command},
@@ -131,6 +131,7 @@ impl Committer<'_> {
                 Err(RecvTimeoutError::Disconnected) => self.stopping = true,
             }
         }
+        pause::point();
         for _ in 0..JOBS_PER_ROUND {
             match self.inbox.try_recv() {
                 Ok(job) => self.obey(job),

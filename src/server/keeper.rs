@@ -14,7 +14,10 @@ use std::{
 };
 
 use crate::{
-    base::lane::{Receiver, RecvTimeoutError},
+    base::{
+        lane::{Receiver, RecvTimeoutError},
+        pause,
+    },
     config::{Config, TopicSettings},
     http::{
         error::HttpError,
@@ -57,6 +60,7 @@ pub(crate) fn run(shared: &Arc<Shared>, inbox: &Receiver<Watch>) {
             sweep(shared, &config);
             sweep_ms = now_ms + sweep_every_ms(&config.topics);
         }
+        pause::point();
         while let Some(connection) = deadlines.pop_due(now_ms) {
             look_at(shared, &connection, Now { now_ms, resumed_ms }, &mut deadlines);
         }

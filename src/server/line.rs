@@ -23,7 +23,7 @@ use rustix::{
 };
 
 use crate::{
-    base::{fault::Fault, lock},
+    base::{fault::Fault, lock, pause},
     config::Config,
     metrics::labels::{Closed, Transport},
     server::{
@@ -250,6 +250,7 @@ impl Line {
     }
 
     fn note(&mut self, got: usize) {
+        pause::point();
         self.untold_bytes += got;
         self.now_ms = self.shared.clock.unix_ms();
         self.connection.heard(self.shared.clock.uptime_ms(), got);

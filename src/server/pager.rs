@@ -15,7 +15,7 @@ use crate::{
     base::{
         lane::{self, Inlet, Receiver},
         limits::TURN_BYTES,
-        lock,
+        lock, pause,
         sync::atomic::{AtomicBool, Ordering},
     },
     name::UserName,
@@ -173,6 +173,7 @@ const TRY_AGAIN: Duration = Duration::from_secs(1);
 pub(crate) fn run(shared: &Arc<Shared>, inbox: &Receiver<Errand>, pages: Option<Arc<dyn Pages>>) {
     let pager = Pager { shared, pages };
     while let Ok(errand) = inbox.recv() {
+        pause::point();
         match errand {
             Errand::Page(page) => pager.serve(*page),
             Errand::Read { topic, after, upto, reply } => {

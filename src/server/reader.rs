@@ -17,6 +17,7 @@ use std::{
 };
 
 use crate::{
+    base::pause,
     http::{
         body::BodyReader,
         error::HttpError,
@@ -55,6 +56,7 @@ pub(crate) fn run(shared: &Arc<Shared>, connection: &Arc<Connection>) {
             Closed::Panic
         }
     };
+    pause::point();
     connection.command(Command::Detach { connection: connection.id });
     match outcome {
         Ok(Ended::Session(user)) => farewell(shared, connection, user.as_ref(), reason),

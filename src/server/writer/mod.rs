@@ -59,7 +59,7 @@ use crate::{
         clock::Clock,
         lane::{Inlet, Receiver, TryRecvError},
         limits::{COMMANDS_PER_TURN, TURN_BYTES},
-        lock,
+        lock, pause,
     },
     config::{AckSettings, ConnectionSettings},
     metrics::Metrics,
@@ -343,6 +343,7 @@ impl Writer {
     /// Serves until told to stop, or until nobody is left who could tell it anything.
     pub(crate) fn run(mut self) {
         while !self.stopping {
+            pause::point();
             for _ in 0..COMMANDS_PER_TURN {
                 match self.inbox.try_recv() {
                     Ok(command) => self.obey(command),
