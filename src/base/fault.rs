@@ -29,6 +29,8 @@ pub enum Fault {
     CommitterFlag,
     /// Publishers are answered before the event is stored.
     AnswerEarly,
+    /// What needs no commit is taken under another lock than that under which this was found.
+    WrittenUnlooked,
     /// Room in the backlog is announced without the lock that its waiters look under.
     RoomWithoutLock,
     /// What an earlier holder of a consumer says still counts.

@@ -290,9 +290,10 @@ impl Committer<'_> {
         let mut left = COMMIT_BYTES;
         let mut taken = Vec::with_capacity(topics.len());
         for topic in topics {
-            let Some(id) = topic.id() else { continue };
-            let (mut pending, policy) =
-                topic.look(|log| (log.pending(id, log.tail(), left), *log.policy()));
+            let Some((mut pending, policy)) = topic.take_written(left) else {
+                self.ready.push(topic);
+                continue;
+            };
             if pending.runs.is_empty() {
                 continue;
             }

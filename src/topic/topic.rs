@@ -30,7 +30,7 @@ use crate::{
         dedupe::Window,
         log::{Appended, Draft, Evictions, Log},
     },
-    wire::{position::Epoch, reply::Receipt},
+    wire::{codes::Durability, position::Epoch, reply::Receipt},
 };
 
 /// Who waits for a publish, and the request that it answers.
@@ -134,9 +134,16 @@ impl Topic {
             let (appended, evictions) =
                 (!body.retired).then(|| body.log.append(draft, now_ms, window))?;
             let Appended { seq, duplicate, bytes } = appended;
-            let durability = body.log.durability();
-            let receipt = Receipt { epoch: body.log.epoch(), seq, durability, duplicate };
             let is_pending = body.log.tail() < seq;
+            // The first of two with one key may have come before a reload asked for more.
+            let is_written = !is_pending && body.log.stored() < seq;
+            let durability = match body.log.durability() {
+                Durability::Synced if is_written => Durability::Written,
+                Durability::Synced => Durability::Synced,
+                Durability::Written => Durability::Written,
+                Durability::Memory => Durability::Memory,
+            };
+            let receipt = Receipt { epoch: body.log.epoch(), seq, durability, duplicate };
             if let Some((waiter, request)) = waiter
                 && is_pending
             {

@@ -2,14 +2,21 @@
 
 use super::{
     memory::Memory,
-    rig::{Client, Rig},
+    rig::{Client, Rig, TOPIC},
 };
-use crate::base::{
-    fault::Fault,
-    sync::{
-        model::check::{finds, holds},
-        thread,
+use crate::{
+    base::{
+        fault::Fault,
+        sync::{
+            Arc,
+            model::check::{finds, holds},
+            thread,
+        },
     },
+    config::Policy,
+    name::Name,
+    topic::{Draft, Topic, dedupe::Window},
+    wire::position::Epoch,
 };
 
 const PUBLISH: &str = r#"{"type":"publish","topic":"a","data":1,"id":7}"#;
@@ -102,6 +109,34 @@ fn page_and_publish() {
     drop(follower);
     subscriber.end();
     rig.stop();
+}
+
+/// The committer looks whether a topic needs a commit, finds that it does not, and takes what may
+/// be only written, while an event comes that has to be committed.
+fn look_and_publish() {
+    let (name, epoch) = (Name::parse(TOPIC).unwrap(), Epoch::from_number(1));
+    let topic = Arc::new(Topic::new_durable(name, (1, epoch), Policy::default(), 1, 0));
+    drop(topic.stored(0, Some(0)));
+    let publisher = thread::spawn({
+        let topic = Arc::clone(&topic);
+        move || {
+            let draft = Draft { user: None, name: None, data: "1", key: None };
+            topic.publish(&draft, 0, Window { uptime_ms: 0, length_ms: 0 }, None).unwrap();
+        }
+    });
+    if !topic.needs_commit()
+        && let Some((pending, _)) = topic.take_written(u64::MAX)
+    {
+        assert!(pending.runs.is_empty(), "an event of `always` would be only written");
+    }
+    publisher.join().unwrap();
+    assert!(topic.needs_commit());
+}
+
+#[test]
+fn an_event_that_comes_while_the_committer_looks_is_committed() {
+    holds(500, look_and_publish);
+    finds(Fault::WrittenUnlooked, look_and_publish);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::{Confirm, Topic, Unstored};
 use crate::{
-    base::{clock::Clock, lane::Inlet},
+    base::{clock::Clock, fault::Fault, lane::Inlet},
     config::Policy,
     metrics::labels::Evicted,
     name::Name,
@@ -97,6 +97,16 @@ impl Durable {
 
     pub(super) fn is_idle(&self) -> bool {
         self.waiters.is_empty() && self.savers.is_empty()
+    }
+
+    /// What was promised before a reload counts as well.
+    fn needs_commit(&self, log: &Log) -> bool {
+        let is_synced = log.durability() == Durability::Synced && log.stored() < log.appended();
+        let is_promised = |waiter: &Waiter| waiter.receipt.durability == Durability::Synced;
+        is_synced
+            || !self.savers.is_empty()
+            || !self.is_registered
+            || self.waiters.iter().any(is_promised)
     }
 }
 
@@ -196,11 +206,19 @@ impl Topic {
     /// it is to be. Consumers' positions may wait.
     #[must_use]
     pub fn needs_commit(&self) -> bool {
+        self.log.with(|body| body.durable.needs_commit(&body.log))
+    }
+
+    /// Copies the events that are to be handed to the operating system, about `bytes_max` of them,
+    /// with the policy they follow. `None` if something has come that needs a commit: looking
+    /// earlier, under another lock, would take an event of `always` for one of `interval`.
+    #[must_use]
+    pub fn take_written(&self, bytes_max: u64) -> Option<(Pending, Policy)> {
+        let id = self.id?;
         self.log.with(|body| {
             let log = &body.log;
-            let syncs = log.durability() == Durability::Synced && log.stored() < log.appended();
-            let waits = !body.durable.savers.is_empty();
-            syncs || waits || !body.durable.is_registered
+            let needs_commit = body.durable.needs_commit(log) && !Fault::WrittenUnlooked.is_on();
+            (!needs_commit).then(|| (log.pending(id, log.tail(), bytes_max), *log.policy()))
         })
     }
 
@@ -266,5 +284,81 @@ impl Topic {
     /// Notes that events before `first` are gone from the store.
     pub fn trimmed(&self, first: u64, reason: Evicted) -> (Evictions, i64) {
         self.change(|log| log.trimmed(first, reason))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::SyncPolicy,
+        topic::{Draft, dedupe::Window},
+    };
+
+    struct Nobody;
+
+    impl Confirm for Nobody {
+        fn confirm(&self, _request: Option<u64>, _outcome: &Result<Receipt, Unstored>) {}
+
+        fn confirmed(&self) {}
+    }
+
+    fn policy(sync: SyncPolicy) -> Policy {
+        Policy { sync, ..Policy::default() }
+    }
+
+    /// A topic that the store has, without events.
+    fn topic(sync: SyncPolicy) -> Topic {
+        let name = Name::parse("lamp").unwrap();
+        let identity = (1, Epoch::from_number(1));
+        let topic = Topic::new_durable(name, identity, policy(sync), 1, 0);
+        assert!(topic.needs_commit(), "the topic itself");
+        drop(topic.stored(0, Some(0)));
+        assert!(!topic.needs_commit());
+        topic
+    }
+
+    fn publish(topic: &Topic) -> Durability {
+        let draft = Draft { user: None, name: None, data: "1", key: Some("key") };
+        let nobody: Arc<dyn Confirm> = Arc::new(Nobody);
+        let window = Window { uptime_ms: 0, length_ms: 1_000 };
+        topic.publish(&draft, 0, window, Some((&nobody, None))).unwrap().receipt.durability
+    }
+
+    fn written(topic: &Topic) -> Option<u64> {
+        topic.take_written(u64::MAX).map(|(pending, _)| pending.upto)
+    }
+
+    #[test]
+    fn an_event_that_needs_a_commit_and_came_after_the_look_is_not_only_written() {
+        let topic = topic(SyncPolicy::Always);
+        assert!(!topic.needs_commit());
+        assert_eq!(publish(&topic), Durability::Synced);
+        assert_eq!(written(&topic), None);
+        drop(topic.stored(1, Some(1)));
+        assert!(!topic.needs_commit());
+    }
+
+    #[test]
+    fn what_was_promised_before_a_reload_is_kept() {
+        let topic = topic(SyncPolicy::Always);
+        assert_eq!(publish(&topic), Durability::Synced);
+        topic.change(|log| log.set_policy(policy(SyncPolicy::Interval), 0));
+        assert!(topic.needs_commit());
+        assert_eq!(written(&topic), None);
+        drop(topic.stored(1, Some(1)));
+        assert!(!topic.needs_commit());
+    }
+
+    #[test]
+    fn a_duplicate_is_as_safe_as_the_event_is() {
+        let topic = topic(SyncPolicy::Interval);
+        assert_eq!(publish(&topic), Durability::Written);
+        assert_eq!(written(&topic), Some(1));
+        drop(topic.stored(1, None));
+        topic.change(|log| log.set_policy(policy(SyncPolicy::Always), 0));
+        assert_eq!(publish(&topic), Durability::Written);
+        drop(topic.stored(1, Some(1)));
+        assert_eq!(publish(&topic), Durability::Synced);
     }
 }
