@@ -23,11 +23,11 @@ pub fn point() {
     use crate::base::{lock, random};
 
     static PAUSES: LazyLock<[u64; 2]> = LazyLock::new(|| {
-        let said = std::env::var("LANDLINE_PAUSES").unwrap_or_default();
+        let Ok(said) = std::env::var("LANDLINE_PAUSES") else { return USUAL };
         let numbers = said.split_once(':').map(|(often, long)| [often.parse(), long.parse()]);
         match numbers {
             Some([Ok(often), Ok(long)]) => [often, long],
-            _ => USUAL,
+            _ => panic!("LANDLINE_PAUSES={said} is not so many of 1,000 and a time, as in 30:120"),
         }
     });
     lock::assert_none_held();

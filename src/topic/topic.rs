@@ -136,9 +136,8 @@ impl Topic {
             let Appended { seq, duplicate, bytes } = appended;
             let is_pending = body.log.tail() < seq;
             // The first of two with one key may have come before a reload asked for more.
-            let is_written = !is_pending && body.log.stored() < seq;
             let durability = match body.log.durability() {
-                Durability::Synced if is_written => Durability::Written,
+                Durability::Synced if !is_pending && body.log.stored() < seq => Durability::Written,
                 Durability::Synced => Durability::Synced,
                 Durability::Written => Durability::Written,
                 Durability::Memory => Durability::Memory,

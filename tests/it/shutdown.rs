@@ -218,6 +218,7 @@ fn a_relay_that_runs_out_of_files_serves_who_is_there_and_recovers() {
         wait_until("nobody but it and the witness to be there", LIMIT, || {
             Metrics::parse(&newcomer.get("/metrics").body).0["landline_server_connections"] == 3.0
         });
+        node.peer().fence();
     }
 
     assert!(0.0 < node.metrics().sum(&["server_refused_total"]));

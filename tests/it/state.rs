@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::support::{
     node::Node,
     peer::{Peer, number},
-    wait::LIMIT,
+    wait::{LIMIT, wait_until},
 };
 
 fn get(peer: &mut Peer, key: &str) -> Option<(Value, u64)> {
@@ -97,21 +97,23 @@ fn a_key_that_expires_is_deleted_for_everybody_and_setting_it_again_keeps_it() {
     let set =
         |key: &str, ttl_ms: Value| json!({"type": "set", "key": key, "value": 1, "ttl_ms": ttl_ms});
     let mut expired = 1.0;
-    loop {
+    wait_until("a key to be set again before it expires", LIMIT, || {
         let first = number(&peer.ask(set("kept", json!(50)), "stored"), "version");
         let mut again = set("kept", Value::Null);
         again["if_version"] = json!(first);
-        if peer.request(again)["type"] == "stored" {
-            break;
-        }
-        // It has expired before it could be set again.
-        expired += 1.0;
-    }
+        let reply = peer.request(again);
+        let is_late = reply["code"] == "conflict";
+        assert!(is_late || reply["type"] == "stored", "{reply}");
+        expired += f64::from(is_late);
+        !is_late
+    });
     peer.ask(set("long", json!(86_400_000)), "stored");
-    peer.ask(set("short", json!(60)), "stored");
+    let last = number(&peer.ask(set("short", json!(60)), "stored"), "version") + 1;
     // How many come depends on when the watcher's writer looks; this is the last one.
-    let is_gone = |it: &Value| it["key"] == "short" && it["deleted"] == true;
-    assert!(std::iter::from_fn(|| Some(watcher.expect("state"))).any(|it| is_gone(&it)));
+    let gone =
+        std::iter::from_fn(|| Some(watcher.expect("state"))).find(|it| it["version"] == last);
+    let gone = gone.unwrap_or_default();
+    assert_eq!((&gone["key"], &gone["deleted"]), (&json!("short"), &json!(true)));
     assert_eq!(get(&mut peer, "short"), None);
     assert!(get(&mut peer, "kept").is_some() && get(&mut peer, "long").is_some());
     assert!(watcher.receive(std::time::Duration::from_millis(100)).is_none(), "{LIMIT:?}");

@@ -329,14 +329,21 @@ mod tests {
         topic.take_written(u64::MAX).map(|(pending, _)| pending.upto)
     }
 
+    /// Its one event is not to be written, and a commit is all it needs.
+    #[track_caller]
+    fn assert_waits_for_commit(topic: &Topic) {
+        assert!(topic.needs_commit());
+        assert_eq!(written(topic), None);
+        drop(topic.stored(1, Some(1)));
+        assert!(!topic.needs_commit());
+    }
+
     #[test]
     fn an_event_that_needs_a_commit_and_came_after_the_look_is_not_only_written() {
         let topic = topic(SyncPolicy::Always);
         assert!(!topic.needs_commit());
         assert_eq!(publish(&topic), Durability::Synced);
-        assert_eq!(written(&topic), None);
-        drop(topic.stored(1, Some(1)));
-        assert!(!topic.needs_commit());
+        assert_waits_for_commit(&topic);
     }
 
     #[test]
@@ -344,10 +351,7 @@ mod tests {
         let topic = topic(SyncPolicy::Always);
         assert_eq!(publish(&topic), Durability::Synced);
         topic.change(|log| log.set_policy(policy(SyncPolicy::Interval), 0));
-        assert!(topic.needs_commit());
-        assert_eq!(written(&topic), None);
-        drop(topic.stored(1, Some(1)));
-        assert!(!topic.needs_commit());
+        assert_waits_for_commit(&topic);
     }
 
     #[test]
